@@ -1,0 +1,54 @@
+//! The command line. Nothing here does anything.
+
+use clap::{Parser, Subcommand};
+
+/// Brings up a cluster, Kafka and PostgreSQL on this machine, and runs every suite against them.
+#[derive(Debug, Parser)]
+#[command(name = "cargo lab", bin_name = "cargo lab")]
+pub struct Args {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// One command of the lab.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run Kafka, PostgreSQL and store nodes as plain processes on 127.0.0.1, until `down`
+    Local(LocalOptions),
+    /// Stop and remove everything that the lab started
+    Down,
+    /// Say what runs and where
+    Status {
+        /// As one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Start a part of `local` that was killed: kafka-0, postgres, node-0, …
+    Start {
+        /// The part
+        name: String,
+    },
+    /// Send a signal to a part of `local`: kafka-0, postgres, node-0, …
+    Kill {
+        /// The part
+        name: String,
+        /// Name or number of the signal
+        #[arg(long, default_value = "KILL")]
+        signal: String,
+    },
+}
+
+/// The size of `local`.
+#[derive(Debug, Clone, clap::Args)]
+pub struct LocalOptions {
+    /// Store nodes
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=32))]
+    pub nodes: u16,
+    /// Kafka brokers, each also a KRaft controller
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=5))]
+    pub brokers: u16,
+    /// Only Kafka and PostgreSQL, no store nodes
+    #[arg(long)]
+    pub only_services: bool,
+}

@@ -1,0 +1,38 @@
+//! The lab: brings up Kubernetes, Kafka, PostgreSQL and the store on one machine, runs every suite against them, and
+//! takes it all down again without a trace.
+//!
+//! ```text
+//! args → commands: up    = machine → engine → build → cluster → deploy
+//!                  local = machine → build → local
+//!                  test  = suites (each brings up what it needs) · status · down · start · kill
+//! ```
+//! It only calls programs (docker, kind, kubectl, helm, go, mvn, cargo, psql) and holds no client library, so that it
+//! compiles in seconds. What it builds is kept in the user's cache, keyed by its inputs; see [`cache`].
+
+pub mod args;
+pub mod build;
+pub mod cache;
+pub mod local;
+pub mod machine;
+pub mod progress;
+pub mod shell;
+pub mod status;
+
+use anyhow::Result;
+
+use crate::args::{Args, Command};
+use crate::cache::Layout;
+use crate::progress::Progress;
+
+/// Runs one command; `false` means that it ran and found something wrong.
+pub fn run(args: Args) -> Result<bool> {
+    let layout = Layout::from_environment()?;
+    let progress = Progress::detect();
+    match args.command {
+        Command::Local(options) => local::up(&layout, &progress, &options).map(|()| true),
+        Command::Status { json } => status::print(&layout, json).map(|()| true),
+        Command::Start { name } => local::start_part(&layout, &progress, &name).map(|()| true),
+        Command::Kill { name, signal } => local::kill_part(&layout, &name, &signal).map(|()| true),
+        Command::Down => local::down(&layout, &progress).map(|()| true),
+    }
+}

@@ -1,0 +1,171 @@
+//! What runs and where, for people and for tests.
+
+use anyhow::Result;
+use serde::Serialize;
+
+use crate::cache::Layout;
+use crate::local::parts::{Lab, Part};
+use crate::local::{kafka, postgres};
+
+/// What the lab runs as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// A kind cluster.
+    Kind,
+    /// Plain processes.
+    Local,
+    /// Nothing.
+    None,
+}
+
+/// The shape of `cargo lab status --json`; absent parts are null.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+pub struct Status {
+    /// What runs.
+    pub mode: Mode,
+    /// Credentials for the cluster.
+    pub kubeconfig: Option<String>,
+    /// Base URL of the store.
+    pub service: Option<String>,
+    /// Bootstrap addresses.
+    pub kafka: Option<String>,
+    /// URL of the administrator's connection.
+    pub postgres: Option<String>,
+    /// The store's nodes.
+    pub nodes: Vec<NodeStatus>,
+}
+
+/// One node of the store.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+pub struct NodeStatus {
+    /// The node's number.
+    pub id: u16,
+    /// Base URL of REST.
+    pub url: Option<String>,
+    /// Base URL of probes and metrics.
+    pub admin_url: Option<String>,
+    /// The process, in mode `local`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pid: Option<u32>,
+    /// The pod, in mode `kind`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pod: Option<String>,
+}
+
+/// Prints the status.
+pub fn print(layout: &Layout, json: bool) -> Result<()> {
+    let status = of_local(&Lab::load(layout)?);
+    if json {
+        println!("{}", serde_json::to_string_pretty(&status)?);
+    } else {
+        print!("{}", text(&status));
+    }
+    Ok(())
+}
+
+/// The status of `local`.
+pub fn of_local(lab: &Lab) -> Status {
+    let brokers = lab
+        .parts
+        .iter()
+        .filter(|part| part.name.starts_with("kafka-"))
+        .count();
+    let brokers = u16::try_from(brokers).expect("the command line allows 5");
+    let nodes: Vec<NodeStatus> = lab.parts.iter().filter_map(node).collect();
+    Status {
+        mode: if lab.parts.is_empty() {
+            Mode::None
+        } else {
+            Mode::Local
+        },
+        kubeconfig: None,
+        service: nodes.first().and_then(|node| node.url.clone()),
+        kafka: (brokers > 0).then(|| kafka::bootstrap(brokers)),
+        postgres: (!lab.parts.is_empty()).then(|| postgres::URL.to_owned()),
+        nodes,
+    }
+}
+
+fn node(part: &Part) -> Option<NodeStatus> {
+    let id = part.name.strip_prefix("node-")?.parse().ok()?;
+    let url = |index: usize| {
+        part.ports
+            .get(index)
+            .map(|port| format!("http://127.0.0.1:{port}"))
+    };
+    let pid = part.pid.filter(|_| part.is_running());
+    Some(NodeStatus {
+        id,
+        url: url(0),
+        admin_url: url(1),
+        pid,
+        pod: None,
+    })
+}
+
+fn text(status: &Status) -> String {
+    let mut lines = vec![match status.mode {
+        Mode::Kind => "a kind cluster runs".to_owned(),
+        Mode::Local => "local processes run".to_owned(),
+        Mode::None => "nothing runs: `cargo lab up` or `cargo lab local` starts it".to_owned(),
+    }];
+    let fields = [
+        ("kubeconfig", &status.kubeconfig),
+        ("service", &status.service),
+        ("kafka", &status.kafka),
+        ("postgres", &status.postgres),
+    ];
+    for (name, value) in fields {
+        lines.extend(value.iter().map(|value| format!("{name:<11} {value}")));
+    }
+    for node in &status.nodes {
+        let place = match (&node.pod, node.pid) {
+            (Some(pod), _) => format!("pod {pod}"),
+            (None, Some(pid)) => format!("process {pid}"),
+            (None, None) => "does not run".to_owned(),
+        };
+        let url = node.url.as_deref().unwrap_or("-");
+        lines.push(format!(
+            "{:<11} {url} ({place})",
+            format!("node {}", node.id)
+        ));
+    }
+    lines.join("\n") + "\n"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_runs() {
+        let status = of_local(&Lab::default());
+        assert_eq!(
+            serde_json::to_string(&status).expect("it serializes"),
+            r#"{"mode":"none","kubeconfig":null,"service":null,"kafka":null,"postgres":null,"nodes":[]}"#
+        );
+        assert!(text(&status).starts_with("nothing runs"));
+    }
+
+    #[test]
+    fn local_names_every_part() {
+        let json = r#"{"parts":[
+            {"name":"kafka-0","argv":["x"],"env":{},"cwd":"/","log":"/l","ports":[19092],"pid":null,"started_ticks":null},
+            {"name":"node-0","argv":["x"],"env":{},"cwd":"/","log":"/l","ports":[18080,19180],"pid":null,"started_ticks":null}
+        ]}"#;
+        let status = of_local(&serde_json::from_str(json).expect("it is a lab"));
+        assert_eq!(
+            serde_json::to_value(&status).expect("it serializes"),
+            serde_json::json!({
+                "mode": "local",
+                "kubeconfig": null,
+                "service": "http://127.0.0.1:18080",
+                "kafka": "127.0.0.1:19092",
+                "postgres": "postgres://postgres:postgres@127.0.0.1:15432/postgres",
+                "nodes": [{"id": 0, "url": "http://127.0.0.1:18080", "admin_url": "http://127.0.0.1:19180"}],
+            })
+        );
+        assert!(text(&status).contains("node 0      http://127.0.0.1:18080 (does not run)"));
+    }
+}
