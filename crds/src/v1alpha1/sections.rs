@@ -1,0 +1,226 @@
+//! The sections of a `KvCluster`'s spec.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::Toleration;
+use kube::KubeSchema;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// The Kafka cluster and how its topics are made.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct KafkaSpec {
+    /// `host:port`, several separated by commas.
+    #[schemars(length(min = 3, max = 4096))]
+    #[x_kube(validation = Rule::new("self.matches('^[^\\\\s,:]+:[0-9]{1,5}(,[^\\\\s,:]+:[0-9]{1,5})*$')").message("spec.kafka.bootstrapServers must be host:port, several separated by commas, without spaces"))]
+    pub bootstrap_servers: String,
+
+    /// Replicas of each topic. Fixed when the topics are made.
+    #[schemars(range(min = 1, max = 32767))]
+    #[serde(default = "three")]
+    pub replication_factor: i32,
+
+    /// `min.insync.replicas` of the topics: brokers that must hold a record before it is acknowledged.
+    #[schemars(range(min = 1, max = 32767))]
+    #[serde(default = "two")]
+    pub min_in_sync_replicas: i32,
+}
+
+/// The PostgreSQL instances and how the nodes use them.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PostgresSpec {
+    /// The instances. The nodes are spread over them in turn; a node stays on its instance for life.
+    #[schemars(length(min = 1, max = 32))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".to_owned()]))]
+    pub instances: Vec<PostgresInstance>,
+
+    /// First part of the names of schemas and roles.
+    #[schemars(length(min = 1, max = 12))]
+    #[serde(default = "schema_prefix")]
+    #[x_kube(
+        validation = Rule::new("self.matches('^[a-z][a-z0-9_]*$')").message("spec.postgres.schemaPrefix must be lower-case letters, digits and _, and start with a letter"),
+        validation = Rule::new("self == oldSelf").message("spec.postgres.schemaPrefix cannot be changed: schemas are named by it")
+    )]
+    pub schema_prefix: String,
+
+    /// Most connections of each node.
+    #[schemars(range(min = 2, max = 100))]
+    #[serde(default = "connections_per_node")]
+    pub connections_per_node: i32,
+}
+
+/// One PostgreSQL instance.
+#[derive(JsonSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PostgresInstance {
+    /// Name of the instance within this list.
+    #[schemars(length(min = 1, max = 63))]
+    pub name: String,
+    /// Where the URL of a role that may create roles and schemas stands: `postgres://user:password@host:port/database`.
+    pub admin_url_secret: SecretKeyRef,
+}
+
+/// A key of a Secret in the cluster's namespace.
+#[derive(JsonSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SecretKeyRef {
+    /// Name of the Secret.
+    #[schemars(length(min = 1, max = 253))]
+    pub name: String,
+    /// Key in the Secret.
+    #[serde(default = "url_key")]
+    #[schemars(length(min = 1, max = 253))]
+    pub key: String,
+}
+
+/// The Service that clients use.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("!has(self.nodePort) || self.type != 'ClusterIP'").message("spec.service.nodePort needs spec.service.type NodePort or LoadBalancer"))]
+pub struct ServiceSpec {
+    /// Type of the Service.
+    #[serde(default, rename = "type")]
+    pub type_: ServiceType,
+    /// Port on every Kubernetes node, for types NodePort and LoadBalancer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 65535))]
+    pub node_port: Option<NodePort>,
+    /// Annotations of the Service, for load balancers.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub annotations: BTreeMap<String, String>,
+}
+
+/// A port number of a Kubernetes node.
+pub type NodePort = i32;
+
+/// Type of the client Service.
+#[derive(JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ServiceType {
+    /// Reached inside the Kubernetes cluster.
+    #[default]
+    ClusterIP,
+    /// Reached on a port of every Kubernetes node.
+    NodePort,
+    /// Reached through a load balancer of the environment.
+    LoadBalancer,
+}
+
+/// Where nodes may run.
+#[derive(JsonSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SchedulingSpec {
+    /// Labels that a Kubernetes node must have.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub node_selector: BTreeMap<String, String>,
+    /// Taints that are tolerated.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tolerations: Vec<Toleration>,
+}
+
+/// The consistent-hash ring.
+#[derive(JsonSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct RingSpec {
+    /// Tokens of each node on the ring.
+    #[schemars(range(min = 1, max = 1024))]
+    pub virtual_nodes: i32,
+    /// Most replicas on a node, in percent of the average, 100 or more.
+    #[schemars(range(min = 100, max = 1000))]
+    pub load_factor_percent: i32,
+}
+
+/// How linearizable reads are served.
+#[derive(JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ReadMode {
+    /// By the leader's lease.
+    #[default]
+    Lease,
+    /// Each group of reads waits for a record of the leader.
+    Log,
+}
+
+/// Limits and times of each node.
+#[derive(JsonSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct LimitsSpec {
+    /// Lease of a leader, milliseconds.
+    #[schemars(range(min = 200, max = 60000))]
+    pub lease_ms: i32,
+    /// Time between two heartbeats of a node, milliseconds.
+    #[schemars(range(min = 20, max = 10000))]
+    pub heartbeat_ms: i32,
+    /// Silence after which a node is suspected, milliseconds.
+    #[schemars(range(min = 100, max = 60000))]
+    pub suspicion_ms: i32,
+    /// Most mebibytes of acknowledged effects that a node holds while PostgreSQL is slow or away; above, writes get 429.
+    #[schemars(range(min = 1, max = 65536))]
+    pub unflushed_mebibytes: i32,
+    /// Mebibytes of a node's read cache.
+    #[schemars(range(min = 1, max = 65536))]
+    pub cache_mebibytes: i32,
+}
+
+/// What happens to topics and schemas when the `KvCluster` is deleted.
+#[derive(JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DeletionPolicy {
+    /// They stay.
+    #[default]
+    Retain,
+    /// They are removed, when the nodes are gone.
+    Delete,
+}
+
+/// How a deletion goes.
+#[derive(JsonSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct DeletionSpec {
+    /// Seconds after which a deletion whose Kafka or PostgreSQL cannot be reached ends, naming what it leaves.
+    #[schemars(range(min = 1, max = 86400))]
+    pub give_up_seconds: i32,
+}
+
+impl Default for RingSpec {
+    fn default() -> Self {
+        Self { virtual_nodes: 64, load_factor_percent: 125 }
+    }
+}
+
+impl Default for LimitsSpec {
+    fn default() -> Self {
+        Self {
+            lease_ms: 600,
+            heartbeat_ms: 150,
+            suspicion_ms: 600,
+            unflushed_mebibytes: 64,
+            cache_mebibytes: 64,
+        }
+    }
+}
+
+impl Default for DeletionSpec {
+    fn default() -> Self {
+        Self { give_up_seconds: 600 }
+    }
+}
+
+fn three() -> i32 {
+    3
+}
+
+fn two() -> i32 {
+    2
+}
+
+fn schema_prefix() -> String {
+    "kv".to_owned()
+}
+
+fn connections_per_node() -> i32 {
+    8
+}
+
+fn url_key() -> String {
+    "url".to_owned()
+}

@@ -1,0 +1,57 @@
+//! The status of a `KvCluster`. Conditions carry what is true and why; there is no free-text phase.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::KubeSchema;
+use serde::{Deserialize, Serialize};
+
+/// Types of conditions.
+pub mod condition {
+    /// The whole spec of the observed generation is served.
+    pub const READY: &str = "Ready";
+    /// Every slot has a leader that serves.
+    pub const AVAILABLE: &str = "Available";
+    /// The operator is changing something.
+    pub const PROGRESSING: &str = "Progressing";
+    /// Something is lost or wrong that needs repair.
+    pub const DEGRADED: &str = "Degraded";
+    /// Kafka is reached and the topics are as the spec says.
+    pub const KAFKA_READY: &str = "KafkaReady";
+    /// PostgreSQL is reached and the schemas and roles are there.
+    pub const POSTGRES_READY: &str = "PostgresReady";
+    /// The published assignment is the one that the ring proposes.
+    pub const RING_BALANCED: &str = "RingBalanced";
+}
+
+/// What the operator saw and did.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct KvClusterStatus {
+    /// Generation of the spec that this status is about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// Conditions, one per type; each carries `observedGeneration`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["type".to_owned()]))]
+    pub conditions: Vec<Condition>,
+    /// Nodes that exist.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nodes: Option<i32>,
+    /// Nodes that report and follow the newest assignment.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ready_nodes: Option<i32>,
+    /// Selector of the nodes' pods, for the scale subresource.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub selector: Option<String>,
+    /// Replicas that are on their way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub moves: Option<i32>,
+    /// Names the life of the log topic; made once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub log_id: Option<String>,
+    /// Version of the newest assignment.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub assignment_version: Option<i64>,
+    /// The steps that are left, in order; empty when the cluster is as the spec says. At most 20 are shown.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub plan: Vec<String>,
+}

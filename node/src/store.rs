@@ -1,0 +1,75 @@
+//! The state of the slots: PostgreSQL behind an overlay of what is not flushed yet and a bounded cache.
+//!
+//! The log is the truth; what stands here is derived and can be rebuilt. A flush is one transaction for all dirty slots of
+//! the node with the compare-and-set of every slot's `next_offset`.
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use futures::stream::BoxStream;
+use kvcluster_crds::SlotId;
+
+use crate::effect::{Applied, SlotPosition, Versioned};
+
+/// Why the store did not answer.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// PostgreSQL does not answer, or not in time.
+    #[error("PostgreSQL does not answer: {0}")]
+    Unavailable(String),
+    /// Another process of this node owns the schema: this one must end.
+    #[error("another process owns the schema {0}: this one is fenced")]
+    Fenced(String),
+    /// The schema is not one of ours, or newer than this program.
+    #[error("the schema cannot be used: {0}")]
+    Schema(String),
+}
+
+/// A key and its value, from a scan.
+pub type Row = (Bytes, Versioned);
+
+/// How far a slot's state has come. Offsets are the next ones.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// Committed up to here.
+    pub flushed: i64,
+    /// Committed so that a crash of PostgreSQL cannot take it back, up to here.
+    pub durable: i64,
+}
+
+/// The state of the slots of a node.
+pub trait Store: Send + Sync + 'static {
+    /// Loads the stored positions of `slots`, making what is missing; afterwards [`Store::apply`] takes their records.
+    fn load<'a>(
+        &'a self,
+        slots: &'a [SlotId],
+    ) -> BoxFuture<'a, Result<Vec<(SlotId, SlotPosition)>, StoreError>>;
+
+    /// Takes the effects of one valid or ignored record into memory. Called in order of offsets for each slot, never blocks;
+    /// reads see it at once, the next flush writes it.
+    fn apply(&self, applied: Applied);
+
+    /// The value of a key as of all that was applied.
+    fn get<'a>(
+        &'a self,
+        slot: SlotId,
+        key: &'a Bytes,
+    ) -> BoxFuture<'a, Result<Option<Versioned>, StoreError>>;
+
+    /// All pairs of a slot, ordered by key: one cut, taken before this returns. The stream ends early only with an error.
+    fn scan(
+        &self,
+        slot: SlotId,
+    ) -> BoxFuture<'_, Result<BoxStream<'static, Result<Row, StoreError>>, StoreError>>;
+
+    /// How far `slot` has come.
+    fn progress(&self, slot: SlotId) -> Progress;
+
+    /// Bytes of effects that are applied and not flushed.
+    fn unflushed_bytes(&self) -> u64;
+
+    /// Whether the last statement went well.
+    fn connected(&self) -> bool;
+
+    /// Writes everything that is applied, durably; for a graceful stop.
+    fn flush_all(&self) -> BoxFuture<'_, Result<(), StoreError>>;
+}
