@@ -14,6 +14,8 @@ pub struct Args {
 /// One command of the lab.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Bring up a kind cluster with the store in it, and leave it running until `down`
+    Up,
     /// Run Kafka, PostgreSQL and store nodes as plain processes on 127.0.0.1, until `down`
     Local(LocalOptions),
     /// Stop and remove everything that the lab started

@@ -12,11 +12,14 @@
 pub mod args;
 pub mod build;
 pub mod cache;
+pub mod cluster;
+pub mod engine;
 pub mod local;
 pub mod machine;
 pub mod progress;
 pub mod shell;
 pub mod status;
+pub mod up;
 
 use anyhow::Result;
 
@@ -29,6 +32,7 @@ pub fn run(args: Args) -> Result<bool> {
     let layout = Layout::from_environment()?;
     let progress = Progress::detect();
     match args.command {
+        Command::Up => up::run(&layout, &progress).map(|()| true),
         Command::Local(options) => local::up(&layout, &progress, &options).map(|()| true),
         Command::Status { json } => status::print(&layout, json).map(|()| true),
         Command::Start { name } => local::start_part(&layout, &progress, &name).map(|()| true),

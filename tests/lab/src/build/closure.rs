@@ -58,8 +58,11 @@ fn copy_one(root: &Path, file: &Path, target: &Path) -> Result<()> {
 fn libraries(root: &Path, file: &Path) -> Result<Vec<PathBuf>> {
     let file = file.to_string_lossy();
     let root = root.to_string_lossy();
-    let words: &[&str] =
-        if root == "/" { &["ldd", &file] } else { &["chroot", &root, "ldd", &file] };
+    let words: &[&str] = if root == "/" {
+        &["ldd", &file]
+    } else {
+        &["chroot", &root, "ldd", &file]
+    };
     match shell::output(&mut shell::command(words)) {
         Ok(text) => Ok(parse_ldd(&text)),
         Err(error) if error.to_string().contains("not a dynamic executable") => Ok(Vec::new()),
@@ -86,8 +89,11 @@ mod tests {
                     \tlibm.so.6 => /lib/x86_64-linux-gnu/libm.so.6 (0x00007f)\n\
                     \t/lib64/ld-linux-x86-64.so.2 (0x00007f)\n\
                     \tlibgone.so => not found\n\tstatically linked\n";
-        let expected =
-            ["/lib/x86_64-linux-gnu/libm.so.6", "/lib64/ld-linux-x86-64.so.2"].map(PathBuf::from);
+        let expected = [
+            "/lib/x86_64-linux-gnu/libm.so.6",
+            "/lib64/ld-linux-x86-64.so.2",
+        ]
+        .map(PathBuf::from);
         assert_eq!(parse_ldd(text), expected);
     }
 

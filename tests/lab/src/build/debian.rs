@@ -23,7 +23,9 @@ pub fn base(layout: &Layout, progress: &Progress) -> Result<PathBuf> {
     if !done.is_dir() {
         progress.step(&format!("make a minimal Debian {RELEASE}"), |_| {
             packages::ensure(layout, &[("debootstrap", "/usr/sbin/debootstrap")])?;
-            layout.artifact_or("debian", RELEASE, |folder| bootstrap(layout, &folder.join("root")))
+            layout.artifact_or("debian", RELEASE, |folder| {
+                bootstrap(layout, &folder.join("root"))
+            })
         })?;
     }
     Ok(done.join("root"))
@@ -39,12 +41,23 @@ pub fn with_packages(
 ) -> Result<()> {
     let log = layout.log("debian");
     step.detail("copy the minimal Debian");
-    let words = ["cp", "-a", "--reflink=auto", &base.to_string_lossy(), &root.to_string_lossy()];
+    let words = [
+        "cp",
+        "-a",
+        "--reflink=auto",
+        &base.to_string_lossy(),
+        &root.to_string_lossy(),
+    ];
     shell::run_logged(&mut shell::command(&words), &log)?;
     step.detail("install packages");
     let script = "apt-get -q -y install --no-install-recommends \"$@\" && apt-get clean";
     inside(root, &[&["sh", "-c", script, "sh"], names].concat(), &log)?;
-    for leftover in ["var/lib/apt/lists", "usr/share/doc", "usr/share/man", "usr/share/locale"] {
+    for leftover in [
+        "var/lib/apt/lists",
+        "usr/share/doc",
+        "usr/share/man",
+        "usr/share/locale",
+    ] {
         cache::remove(&root.join(leftover))?;
     }
     for file in ["etc/resolv.conf", "usr/sbin/policy-rc.d"] {
@@ -56,7 +69,14 @@ pub fn with_packages(
 fn bootstrap(layout: &Layout, root: &Path) -> Result<()> {
     let log = layout.log("debian");
     let target = root.display().to_string();
-    let mut words = vec!["unshare", "--mount", "debootstrap", "--variant=minbase", RELEASE, &target];
+    let mut words = vec![
+        "unshare",
+        "--mount",
+        "debootstrap",
+        "--variant=minbase",
+        RELEASE,
+        &target,
+    ];
     let mirror = own_mirror();
     words.extend(mirror.as_deref());
     shell::run_logged(&mut shell::command(&words), &log).context("debootstrap failed")?;
@@ -75,15 +95,27 @@ fn inside(root: &Path, words: &[&str], log: &Path) -> Result<()> {
     let script = "mount -t proc proc \"$0/proc\" && exec chroot \"$0\" \"$@\"";
     let root = root.to_string_lossy();
     let mut command = shell::command(&["unshare", "--mount", "sh", "-c", script, &root]);
-    command.args(words).env("DEBIAN_FRONTEND", "noninteractive").env("LC_ALL", "C.UTF-8");
+    command
+        .args(words)
+        .env("DEBIAN_FRONTEND", "noninteractive")
+        .env("LC_ALL", "C.UTF-8");
     shell::run_logged(&mut command, log)
 }
 
 /// Where this machine, if it is a Debian, gets its packages from; else debootstrap knows a mirror.
 fn own_mirror() -> Option<String> {
     let is_debian = |line: &str| line == "ID=debian";
-    fs::read_to_string("/etc/os-release").ok()?.lines().find(|line| is_debian(line))?;
-    let words = ["apt-get", "indextargets", "--format", "$(REPO_URI)", "Created-By: Packages"];
+    fs::read_to_string("/etc/os-release")
+        .ok()?
+        .lines()
+        .find(|line| is_debian(line))?;
+    let words = [
+        "apt-get",
+        "indextargets",
+        "--format",
+        "$(REPO_URI)",
+        "Created-By: Packages",
+    ];
     let text = shell::output(&mut shell::command(&words)).ok()?;
     text.lines().next().map(str::to_owned)
 }

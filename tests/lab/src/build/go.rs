@@ -116,10 +116,22 @@ impl Program {
         let target = folder.join(self.name).display().to_string();
         let flags = self.linker_flags();
         // Niced: a build of minutes should leave the machine usable.
-        let words = ["nice", "go", "build", "-trimpath", "-ldflags", &flags, "-o", &target, self.package];
+        let words = [
+            "nice",
+            "go",
+            "build",
+            "-trimpath",
+            "-ldflags",
+            &flags,
+            "-o",
+            &target,
+            self.package,
+        ];
         let mut command = shell::command(&words);
         command.current_dir(&source);
-        command.env("CGO_ENABLED", "0").env("GOFLAGS", "-buildvcs=false -mod=readonly");
+        command
+            .env("CGO_ENABLED", "0")
+            .env("GOFLAGS", "-buildvcs=false -mod=readonly");
         shell::run_logged(&mut command, &layout.log(self.name))
             .with_context(|| format!("cannot build {} {}", self.name, self.version))
     }
@@ -138,7 +150,10 @@ impl Program {
             ("gitTreeState", "clean"),
             ("gitCommit", "0000000000000000000000000000000000000000"),
         ];
-        for package in ["k8s.io/component-base/version", "k8s.io/client-go/pkg/version"] {
+        for package in [
+            "k8s.io/component-base/version",
+            "k8s.io/client-go/pkg/version",
+        ] {
             for (name, value) in values {
                 flags += &format!(" -X {package}.{name}={value}");
             }
@@ -167,7 +182,11 @@ mod tests {
 
     #[test]
     fn only_kubernetes_carries_its_version() {
-        assert!(KUBERNETES.linker_flags().contains("k8s.io/client-go/pkg/version.gitMinor=34"));
+        assert!(
+            KUBERNETES
+                .linker_flags()
+                .contains("k8s.io/client-go/pkg/version.gitMinor=34")
+        );
         assert_eq!(KIND.linker_flags(), "-s -w");
         assert_ne!(KIND.key(), HELM.key());
     }

@@ -12,7 +12,8 @@ use crate::shell;
 /// The version of Kafka that the lab runs; the recipe names the same.
 pub const VERSION: &str = "4.1.0";
 
-const RECIPE: &str = include_str!("../../recipes/kafka/pom.xml");
+/// What Maven fetches.
+pub const RECIPE: &str = include_str!("../../recipes/kafka/pom.xml");
 
 /// Copies a project's dependencies; pinned, so that the same recipe gives the same jars.
 const COPY_GOAL: &str = "org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy-dependencies";
