@@ -1,0 +1,34 @@
+{{/*
+What the operator may do where it looks after clusters: in every namespace of watchNamespaces by a Role, or everywhere by
+a ClusterRole. Exactly the verbs that it uses.
+*/}}
+{{- define "kvcluster.rules" -}}
+# The clusters: read them, set the finalizer, write the status. It never makes or deletes one.
+- apiGroups: ["kvcluster.dev"]
+  resources: ["kvclusters"]
+  verbs: ["get", "list", "watch", "patch"]
+- apiGroups: ["kvcluster.dev"]
+  resources: ["kvclusters/status"]
+  verbs: ["get", "patch"]
+# Owner references with blockOwnerDeletion need this where that admission check is on.
+- apiGroups: ["kvcluster.dev"]
+  resources: ["kvclusters/finalizers"]
+  verbs: ["update"]
+# What a cluster consists of, written by server-side apply.
+- apiGroups: ["apps"]
+  resources: ["statefulsets"]
+  verbs: ["get", "list", "watch", "create", "patch", "delete"]
+- apiGroups: [""]
+  resources: ["services", "secrets"]
+  verbs: ["get", "list", "watch", "create", "patch", "delete"]
+- apiGroups: ["policy"]
+  resources: ["poddisruptionbudgets"]
+  verbs: ["get", "list", "watch", "create", "patch", "delete"]
+# The nodes' pods are looked at, never changed.
+- apiGroups: [""]
+  resources: ["pods"]
+  verbs: ["get", "list", "watch"]
+- apiGroups: ["events.k8s.io"]
+  resources: ["events"]
+  verbs: ["create", "patch"]
+{{- end -}}
