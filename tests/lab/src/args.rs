@@ -2,6 +2,8 @@
 
 use clap::{Parser, Subcommand};
 
+use crate::status::Mode;
+
 /// Brings up a cluster, Kafka and PostgreSQL on this machine, and runs every suite against them.
 #[derive(Debug, Parser)]
 #[command(name = "cargo lab", bin_name = "cargo lab")]
@@ -25,6 +27,24 @@ pub enum Command {
         /// As one JSON object
         #[arg(long)]
         json: bool,
+        /// Where both run: which one
+        #[arg(long, env = "KVCLUSTER_LAB_MODE", value_enum)]
+        mode: Option<Mode>,
+    },
+    /// Run every suite against its time budget; brings up what they need
+    Test {
+        /// The whole of what only has a sample in the budget
+        #[arg(long)]
+        long: bool,
+        /// Only these suites
+        #[arg(long, value_name = "SUITE")]
+        only: Vec<String>,
+    },
+    /// Measure; everything after `bench` goes to the measuring program
+    Bench {
+        /// Arguments of the measuring program
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
     },
     /// Start a part of `local` that was killed: kafka-0, postgres, node-0, …
     Start {

@@ -1,6 +1,7 @@
 //! The kind cluster: one control plane, two workers, made of whichever node image could be had.
 
 pub mod dns;
+pub mod load;
 pub mod network;
 
 use std::path::{Path, PathBuf};
@@ -24,7 +25,7 @@ pub const NETWORK: &str = "kind";
 /// The node image where images can be pulled: the one that this kind was released with.
 const PUBLIC_NODE_IMAGE: &str = "kindest/node:v1.34.0";
 /// How long nodes and DNS may take to become ready: 48 s on two idle cores.
-const READY_LIMIT: Duration = Duration::from_secs(240);
+const READY_LIMIT: Duration = Duration::from_mins(4);
 
 const CONFIG: &str = include_str!("../recipes/kind.yaml");
 

@@ -13,12 +13,16 @@ pub mod args;
 pub mod build;
 pub mod cache;
 pub mod cluster;
+pub mod deploy;
+pub mod down;
 pub mod engine;
 pub mod local;
 pub mod machine;
 pub mod progress;
 pub mod shell;
+pub mod smoke;
 pub mod status;
+pub mod suites;
 pub mod up;
 
 use anyhow::Result;
@@ -34,9 +38,11 @@ pub fn run(args: Args) -> Result<bool> {
     match args.command {
         Command::Up => up::run(&layout, &progress).map(|()| true),
         Command::Local(options) => local::up(&layout, &progress, &options).map(|()| true),
-        Command::Status { json } => status::print(&layout, json).map(|()| true),
+        Command::Status { json, mode } => status::print(&layout, json, mode).map(|()| true),
+        Command::Test { long, only } => suites::run(&layout, &progress, long, &only),
+        Command::Bench { arguments } => suites::bench(&layout, &arguments),
         Command::Start { name } => local::start_part(&layout, &progress, &name).map(|()| true),
         Command::Kill { name, signal } => local::kill_part(&layout, &name, &signal).map(|()| true),
-        Command::Down => local::down(&layout, &progress).map(|()| true),
+        Command::Down => down::run(&layout, &progress).map(|()| true),
     }
 }

@@ -1,42 +1,65 @@
 //! The store without Kubernetes: Kafka, PostgreSQL and store nodes as plain processes on 127.0.0.1.
 //!
 //! `<run>/local/lab.json` names every part with what it takes to start it again, so that a test can kill one and bring
-//! it back. This module decides what runs; [`kafka`] and [`postgres`] know how.
+//! it back. This module decides what runs; [`kafka`], [`postgres`] and [`nodes`] know how.
 
 pub mod kafka;
+pub mod nodes;
 pub mod parts;
 pub mod postgres;
 
-use anyhow::{Result, bail};
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail};
 
 use crate::args::LocalOptions;
-use crate::build;
+use crate::build::{self, own};
 use crate::cache::{self, Layout};
 use crate::local::parts::{Lab, Part};
 use crate::machine::check_ports;
 use crate::progress::{Progress, seconds};
+use crate::smoke;
 
 /// Brings up what `options` ask for and leaves alone what runs already.
 pub fn up(layout: &Layout, progress: &Progress, options: &LocalOptions) -> Result<()> {
     let _lock = layout.lock()?;
     let mut lab = Lab::load(layout)?;
+    check_size(&lab, "kafka-", "Kafka brokers", options.brokers)?;
+    let mut programs = PathBuf::new();
+    if !options.only_services {
+        check_size(&lab, "node-", "nodes", options.nodes)?;
+        programs = own::programs(layout, progress)?;
+    }
     services(layout, progress, &mut lab, options.brokers)?;
-    let kafka = kafka::bootstrap(options.brokers);
-    progress.note(&format!("kafka     {kafka}"));
-    progress.note(&format!("postgres  {}", postgres::URL));
-    progress.note(&format!("ready after {}", seconds(progress.elapsed())));
+    if !options.only_services {
+        progress.step("start the store", |step| {
+            step.detail("topics, schemas, assignment");
+            let parts = nodes::prepare(layout, &programs, options)?;
+            check_new_ports(&lab, parts.iter())?;
+            for part in parts {
+                bring(layout, &mut lab, part, |_| Ok(()))?;
+            }
+            step.detail("wait until the nodes answer");
+            store_answers(&lab)
+        })?;
+    }
+    summary(progress, &lab, options.brokers);
+    Ok(())
+}
+
+fn check_size(lab: &Lab, prefix: &str, what: &str, wanted: u16) -> Result<()> {
+    let running = lab
+        .parts
+        .iter()
+        .filter(|part| part.name.starts_with(prefix))
+        .count();
+    if running != 0 && running != usize::from(wanted) {
+        bail!("local runs with {running} {what}, and {wanted} are wanted: `cargo lab down` first");
+    }
     Ok(())
 }
 
 fn services(layout: &Layout, progress: &Progress, lab: &mut Lab, brokers: u16) -> Result<()> {
-    let running = lab
-        .parts
-        .iter()
-        .filter(|part| part.name.starts_with("kafka-"))
-        .count();
-    if running != 0 && running != usize::from(brokers) {
-        bail!("local runs with {running} Kafka brokers already: `cargo lab down` first");
-    }
     let jars = build::kafka::jars(layout, progress)?;
     let programs = postgres::programs(layout, progress)?;
     let kafka_parts = kafka::parts(layout, &jars, brokers);
@@ -63,23 +86,24 @@ fn services(layout: &Layout, progress: &Progress, lab: &mut Lab, brokers: u16) -
     })
 }
 
-/// Starts a part if it does not run; `prepare` makes its data the first time.
+/// Starts a part if it does not run, or runs a program that was built anew since; `prepare` makes its data the first time.
 fn bring(
     layout: &Layout,
     lab: &mut Lab,
-    part: Part,
+    mut part: Part,
     prepare: impl FnOnce(&Part) -> Result<()>,
 ) -> Result<()> {
     match lab.parts.iter_mut().find(|known| known.name == part.name) {
-        Some(known) if known.is_running() => return Ok(()),
-        Some(known) => known.start()?,
+        Some(known) if known.is_running() && !known.is_outdated() => return Ok(()),
+        Some(known) => {
+            known.stop()?;
+            part.start()?;
+            *known = part;
+        }
         None => {
             prepare(&part)?;
+            part.start()?;
             lab.parts.push(part);
-            lab.parts
-                .last_mut()
-                .expect("it was pushed just now")
-                .start()?;
         }
     }
     lab.save(layout)
@@ -87,10 +111,46 @@ fn bring(
 
 fn check_new_ports<'a>(lab: &Lab, parts: impl Iterator<Item = &'a Part>) -> Result<()> {
     let new = parts.filter(|part| lab.parts.iter().all(|known| known.name != part.name));
-    let wanted: Vec<_> = new
-        .flat_map(|part| part.ports.iter().map(|port| (*port, part.name.clone())))
+    let wanted = new.flat_map(|part| part.ports.iter().map(|port| (*port, part.name.clone())));
+    check_ports(&wanted.collect::<Vec<_>>())
+}
+
+fn store_answers(lab: &Lab) -> Result<()> {
+    let client = smoke::client();
+    let nodes: Vec<&Part> = lab
+        .parts
+        .iter()
+        .filter(|part| part.name.starts_with("node-"))
         .collect();
-    check_ports(&wanted)
+    for node in &nodes {
+        let url = nodes::admin_url(node).context("a node has an admin port")? + "/readyz";
+        lab.watch(&node.name, || Ok(smoke::is_ok(&client, &url).then_some(())))?;
+    }
+    let first = nodes
+        .first()
+        .and_then(|node| nodes::url(node))
+        .context("there is a node")?;
+    smoke::run(&first)
+}
+
+fn summary(progress: &Progress, lab: &Lab, brokers: u16) {
+    progress.note(&format!("kafka     {}", kafka::bootstrap(brokers)));
+    progress.note(&format!("postgres  {}", postgres::URL));
+    for node in lab
+        .parts
+        .iter()
+        .filter(|part| part.name.starts_with("node-"))
+    {
+        progress.note(&format!(
+            "{:<9} {}",
+            node.name,
+            nodes::url(node).unwrap_or_default()
+        ));
+    }
+    progress.note(&format!(
+        "ready after {}; `cargo lab down` stops it",
+        seconds(progress.elapsed())
+    ));
 }
 
 /// Starts a part that was killed, as it was started before.
@@ -111,9 +171,8 @@ pub fn kill_part(layout: &Layout, name: &str, signal: &str) -> Result<()> {
     Lab::load(layout)?.part_mut(name)?.signal(signal)
 }
 
-/// Stops every part and removes its data.
-pub fn down(layout: &Layout, progress: &Progress) -> Result<()> {
-    let _lock = layout.lock()?;
+/// Stops every part and removes its data. The caller holds the lock.
+pub fn stop(layout: &Layout, progress: &Progress) -> Result<()> {
     let lab = Lab::load(layout)?;
     if !lab.parts.is_empty() {
         progress.step("stop the local processes", |step| {
@@ -122,7 +181,7 @@ pub fn down(layout: &Layout, progress: &Progress) -> Result<()> {
                 part.stop()
             })
         })?;
+        postgres::remove_data(layout)?;
     }
-    postgres::remove_data(layout)?;
     cache::remove(&layout.run("local"))
 }

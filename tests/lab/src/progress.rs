@@ -54,7 +54,7 @@ impl Progress {
         if let Some(bar) = &step.bar {
             bar.finish_and_clear();
         }
-        let (mark, word) = if result.is_ok() {
+        let (mark, outcome) = if result.is_ok() {
             ("✓", "done")
         } else {
             ("✗", "failed")
@@ -64,7 +64,7 @@ impl Progress {
             eprintln!("{mark} {title} ({took})");
         } else {
             eprintln!(
-                "{} {title}: {word} in {took}",
+                "{} {title}: {outcome} in {took}",
                 clock(self.started.elapsed())
             );
         }

@@ -2,13 +2,16 @@
 
 use anyhow::Result;
 use serde::Serialize;
+use serde_json::Value;
 
 use crate::cache::Layout;
+use crate::cluster::Cluster;
 use crate::local::parts::{Lab, Part};
-use crate::local::{kafka, postgres};
+use crate::local::{kafka, nodes, postgres};
+use crate::{deploy, shell};
 
 /// What the lab runs as.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
     /// A kind cluster.
@@ -32,6 +35,8 @@ pub struct Status {
     pub kafka: Option<String>,
     /// URL of the administrator's connection.
     pub postgres: Option<String>,
+    /// `DOCKER_HOST` for the engine that the cluster's nodes run in; null where the default works.
+    pub docker_host: Option<String>,
     /// The store's nodes.
     pub nodes: Vec<NodeStatus>,
 }
@@ -53,15 +58,69 @@ pub struct NodeStatus {
     pub pod: Option<String>,
 }
 
-/// Prints the status.
-pub fn print(layout: &Layout, json: bool) -> Result<()> {
-    let status = of_local(&Lab::load(layout)?);
+/// Prints the status of what runs; `only` decides where both do, else it is the cluster.
+pub fn print(layout: &Layout, json: bool, only: Option<Mode>) -> Result<()> {
+    let status = of(layout, only)?;
     if json {
         println!("{}", serde_json::to_string_pretty(&status)?);
     } else {
         print!("{}", text(&status));
     }
     Ok(())
+}
+
+fn of(layout: &Layout, only: Option<Mode>) -> Result<Status> {
+    if only.is_none_or(|mode| mode == Mode::Kind)
+        && let Some(cluster) = Cluster::running(layout)
+    {
+        return of_cluster(&cluster);
+    }
+    let lab = if only == Some(Mode::Kind) {
+        Lab::default()
+    } else {
+        Lab::load(layout)?
+    };
+    Ok(of_local(&lab))
+}
+
+fn of_cluster(cluster: &Cluster) -> Result<Status> {
+    let words = ["get", "pods", "-l", deploy::NODE_SELECTOR, "-o", "json"];
+    let pods: Value = serde_json::from_str(&shell::output(&mut cluster.kubectl(&words))?)?;
+    Ok(Status {
+        mode: Mode::Kind,
+        kubeconfig: Some(cluster.kubeconfig().display().to_string()),
+        service: Some(deploy::SERVICE_URL.to_owned()),
+        kafka: Some(deploy::KAFKA.to_owned()),
+        postgres: Some(deploy::POSTGRES_URL.to_owned()),
+        docker_host: cluster.engine.host().map(str::to_owned),
+        nodes: pods["items"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(pod)
+            .collect(),
+    })
+}
+
+/// A node in the cluster. Its URLs are those of its pod: they work inside the cluster only.
+fn pod(item: &Value) -> Option<NodeStatus> {
+    let id = item["metadata"]["labels"]["kvcluster.dev/node"]
+        .as_str()?
+        .parse()
+        .ok()?;
+    let url = |port: u16| {
+        item["status"]["podIP"]
+            .as_str()
+            .map(|ip| format!("http://{ip}:{port}"))
+    };
+    let name = item["metadata"]["name"].as_str()?.to_owned();
+    Some(NodeStatus {
+        id,
+        url: url(8_080),
+        admin_url: url(9_090),
+        pid: None,
+        pod: Some(name),
+    })
 }
 
 /// The status of `local`.
@@ -83,22 +142,18 @@ pub fn of_local(lab: &Lab) -> Status {
         service: nodes.first().and_then(|node| node.url.clone()),
         kafka: (brokers > 0).then(|| kafka::bootstrap(brokers)),
         postgres: (!lab.parts.is_empty()).then(|| postgres::URL.to_owned()),
+        docker_host: None,
         nodes,
     }
 }
 
 fn node(part: &Part) -> Option<NodeStatus> {
     let id = part.name.strip_prefix("node-")?.parse().ok()?;
-    let url = |index: usize| {
-        part.ports
-            .get(index)
-            .map(|port| format!("http://127.0.0.1:{port}"))
-    };
     let pid = part.pid.filter(|_| part.is_running());
     Some(NodeStatus {
         id,
-        url: url(0),
-        admin_url: url(1),
+        url: nodes::url(part),
+        admin_url: nodes::admin_url(part),
         pid,
         pod: None,
     })
@@ -143,7 +198,7 @@ mod tests {
         let status = of_local(&Lab::default());
         assert_eq!(
             serde_json::to_string(&status).expect("it serializes"),
-            r#"{"mode":"none","kubeconfig":null,"service":null,"kafka":null,"postgres":null,"nodes":[]}"#
+            r#"{"mode":"none","kubeconfig":null,"service":null,"kafka":null,"postgres":null,"docker_host":null,"nodes":[]}"#
         );
         assert!(text(&status).starts_with("nothing runs"));
     }
@@ -163,9 +218,22 @@ mod tests {
                 "service": "http://127.0.0.1:18080",
                 "kafka": "127.0.0.1:19092",
                 "postgres": "postgres://postgres:postgres@127.0.0.1:15432/postgres",
+                "docker_host": null,
                 "nodes": [{"id": 0, "url": "http://127.0.0.1:18080", "admin_url": "http://127.0.0.1:19180"}],
             })
         );
         assert!(text(&status).contains("node 0      http://127.0.0.1:18080 (does not run)"));
+    }
+
+    #[test]
+    fn a_pod_is_a_node() {
+        let item = serde_json::json!({
+            "metadata": { "name": "demo-1-0", "labels": { "kvcluster.dev/node": "1" } },
+            "status": { "podIP": "10.244.1.7" },
+        });
+        let node = pod(&item).expect("it is labelled");
+        assert_eq!((node.id, node.pod.as_deref()), (1, Some("demo-1-0")));
+        assert_eq!(node.admin_url.as_deref(), Some("http://10.244.1.7:9090"));
+        assert!(pod(&serde_json::json!({ "metadata": { "name": "x" } })).is_none());
     }
 }

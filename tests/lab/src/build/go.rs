@@ -155,7 +155,7 @@ impl Program {
             "k8s.io/client-go/pkg/version",
         ] {
             for (name, value) in values {
-                flags += &format!(" -X {package}.{name}={value}");
+                flags.extend([" -X ", package, ".", name, "=", value]);
             }
         }
         flags

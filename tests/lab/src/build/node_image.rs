@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
-use crate::build::go::{COREDNS, ETCD, KUBERNETES, KUBERNETES_VERSION, PAUSE};
+use crate::build::go::{COREDNS, ETCD, KUBERNETES, KUBERNETES_VERSION, PAUSE, Program};
 use crate::build::{closure, debian, scrap, workshop};
 use crate::cache::{self, Layout, key_of};
 use crate::engine::Engine;
@@ -118,7 +118,7 @@ pub fn ensure(layout: &Layout, progress: &Progress, engine: &Engine) -> Result<(
 }
 
 fn key() -> String {
-    let programs = [&KUBERNETES, &ETCD, &COREDNS, &PAUSE].map(|program| program.key());
+    let programs = [&KUBERNETES, &ETCD, &COREDNS, &PAUSE].map(Program::key);
     let mut inputs: Vec<&str> = programs.iter().map(String::as_str).collect();
     inputs.extend(PACKAGES.iter().chain(&UNITS).chain(&MASKED));
     inputs.extend(FILES.iter().map(|(_, _, text)| text));

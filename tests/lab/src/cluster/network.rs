@@ -10,7 +10,7 @@ use crate::cluster::Cluster;
 use crate::shell;
 
 /// How long the control plane may take to give every node its range.
-const RANGE_LIMIT: Duration = Duration::from_secs(120);
+const RANGE_LIMIT: Duration = Duration::from_mins(2);
 
 /// Puts configuration and routes into every node.
 pub fn configure(cluster: &Cluster) -> Result<()> {

@@ -20,7 +20,7 @@ use crate::shell;
 /// Sockets, pid, notes and runtime state.
 const FOLDER: &str = "/run/kvcluster-lab";
 /// How long the engine may take to answer after its start.
-const START_LIMIT: Duration = Duration::from_secs(60);
+const START_LIMIT: Duration = Duration::from_mins(1);
 /// How long it may take to stop: it gives containers 15 s and a few more of its own.
 const STOP_LIMIT: Duration = Duration::from_secs(45);
 const FORWARDING: &str = "/proc/sys/net/ipv4/ip_forward";
@@ -84,11 +84,16 @@ pub fn start(layout: &Layout) -> Result<()> {
         if !is_alive(child.id()) {
             bail!("the container engine stopped");
         }
-        let address = address();
-        let words = ["docker", "-H", &address, "version"];
-        Ok(shell::succeeds(&mut shell::command(&words)).then_some(()))
+        Ok(answers().then_some(()))
     });
     answer.with_context(|| format!("log {}:\n{}", log_path.display(), shell::tail(&log_path)))
+}
+
+/// Whether the lab's own engine answers.
+pub fn answers() -> bool {
+    let address = address();
+    let words = ["docker", "-H", &address, "version"];
+    shell::succeeds(&mut shell::command(&words))
 }
 
 /// Whether the lab has an engine of its own to stop.

@@ -102,6 +102,7 @@ fn part(layout: &Layout, jars: &Path, broker: u16) -> Part {
     }
 }
 
+/// A broker that was killed is refused until its old session has ended: after 5 s here, not 9.
 fn properties(broker: u16, brokers: u16, data: &Path) -> String {
     let voters = (0..brokers).map(|id| format!("{id}@127.0.0.1:{}", CONTROLLER_PORT + id));
     let voters = voters.collect::<Vec<_>>().join(",");
@@ -128,7 +129,9 @@ fn properties(broker: u16, brokers: u16, data: &Path) -> String {
          transaction.state.log.min.isr={in_sync}\n\
          offsets.topic.num.partitions=5\n\
          transaction.state.log.num.partitions=5\n\
-         group.initial.rebalance.delay.ms=0\n",
+         group.initial.rebalance.delay.ms=0\n\
+         broker.session.timeout.ms=5000\n\
+         broker.heartbeat.interval.ms=1000\n",
         data = data.display()
     )
 }

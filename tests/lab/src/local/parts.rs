@@ -13,7 +13,7 @@ use crate::cache::{self, Layout};
 use crate::shell;
 
 /// How long a part may take until it answers: Kafka needs 3 to 6 s on two busy cores.
-const START_LIMIT: Duration = Duration::from_secs(60);
+const START_LIMIT: Duration = Duration::from_mins(1);
 
 /// How long a part may take to stop by itself before it is killed: Kafka moves its leaders first.
 const STOP_LIMIT: Duration = Duration::from_secs(15);
@@ -130,6 +130,13 @@ impl Part {
         self.pid.and_then(process).is_some_and(|process| {
             !process.is_dead && Some(process.started_ticks) == self.started_ticks
         })
+    }
+
+    /// Whether its program was built anew since it started: the file that it runs is gone.
+    pub fn is_outdated(&self) -> bool {
+        let Some(pid) = self.pid else { return false };
+        let program = std::fs::read_link(format!("/proc/{pid}/exe"));
+        program.is_ok_and(|file| file.to_string_lossy().ends_with(" (deleted)"))
     }
 
     /// Sends a signal; after `KILL` (or 9) waits until the process is gone.

@@ -1,0 +1,203 @@
+//! The suites. A new one is one more entry here.
+
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+
+/// Stands for the lab's own helm in a command.
+pub const HELM: &str = "<helm>";
+
+/// What a suite runs against.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Need {
+    /// The source alone.
+    Nothing,
+    /// Plain processes.
+    Local,
+    /// A kind cluster.
+    Kind,
+}
+
+/// What a suite does.
+#[derive(Debug, Clone, Copy)]
+pub enum Work {
+    /// These commands, one after the other.
+    Commands(&'static [&'static [&'static str]]),
+    /// The check of the source's structure.
+    Structure,
+}
+
+/// One suite.
+#[derive(Debug, Clone, Copy)]
+pub struct Suite {
+    /// What `--only` calls it.
+    pub name: &'static str,
+    /// What it does.
+    pub work: Work,
+    /// What it runs against.
+    pub need: Need,
+    /// How long it should take at most, on two cores with nothing compiled.
+    pub budget: Duration,
+}
+
+const fn suite(name: &'static str, need: Need, budget_seconds: u64, work: Work) -> Suite {
+    Suite {
+        name,
+        work,
+        need,
+        budget: Duration::from_secs(budget_seconds),
+    }
+}
+
+const SUITES: [Suite; 7] = [
+    suite(
+        "format",
+        Need::Nothing,
+        20,
+        Work::Commands(&[&["cargo", "fmt", "--all", "--check"]]),
+    ),
+    suite("structure", Need::Nothing, 5, Work::Structure),
+    suite("lint", Need::Nothing, 600, Work::Commands(&[LINT])),
+    suite("unit", Need::Nothing, 900, Work::Commands(&[UNIT])),
+    suite("charts", Need::Nothing, 300, Work::Commands(CHARTS)),
+    suite("local", Need::Local, 600, Work::Commands(&[LOCAL])),
+    suite("kind", Need::Kind, 1_500, Work::Commands(&[KIND])),
+];
+
+const LINT: &[&str] = &[
+    "cargo",
+    "clippy",
+    "--workspace",
+    "--all-targets",
+    "--locked",
+    "--",
+    "-D",
+    "warnings",
+];
+const UNIT: &[&str] = &[
+    "cargo",
+    "test",
+    "--workspace",
+    "--exclude",
+    "kvcluster-suite",
+    "--locked",
+    "--no-fail-fast",
+];
+const CHARTS: &[&[&str]] = &[
+    &[HELM, "lint", "--strict", "charts/kvcluster"],
+    &[HELM, "lint", "--strict", "charts/kvcluster-dev"],
+    &[
+        HELM,
+        "template",
+        "--kube-version",
+        "1.34.0",
+        "kvcluster",
+        "charts/kvcluster",
+    ],
+    &[
+        HELM,
+        "template",
+        "--kube-version",
+        "1.34.0",
+        "kvcluster-dev",
+        "charts/kvcluster-dev",
+    ],
+    &[
+        "cargo",
+        "test",
+        "-p",
+        "kvcluster-suite",
+        "--locked",
+        "--test",
+        "charts",
+    ],
+];
+const LOCAL: &[&str] = &[
+    "cargo",
+    "test",
+    "-p",
+    "kvcluster-suite",
+    "--locked",
+    "--test",
+    "local",
+    "--",
+    "--test-threads=1",
+];
+const KIND: &[&str] = &[
+    "cargo",
+    "test",
+    "-p",
+    "kvcluster-suite",
+    "--locked",
+    "--test",
+    "kind",
+    "--",
+    "--test-threads=1",
+];
+
+impl Need {
+    /// The name and the budget of bringing it up, if there is something to bring up.
+    pub fn bringing(self) -> Option<(&'static str, Duration)> {
+        match self {
+            Self::Nothing => None,
+            Self::Local => Some(("(local)", Duration::from_mins(10))),
+            Self::Kind => Some(("(up)", Duration::from_mins(40))),
+        }
+    }
+
+    /// What `cargo lab status` should speak of inside the suite.
+    pub fn mode(self) -> Option<&'static str> {
+        match self {
+            Self::Nothing => None,
+            Self::Local => Some("local"),
+            Self::Kind => Some("kind"),
+        }
+    }
+}
+
+/// The suites with these names, in the table's order; all if there are none.
+pub fn select(only: &[String]) -> Result<Vec<Suite>> {
+    if let Some(unknown) = only
+        .iter()
+        .find(|name| SUITES.iter().all(|suite| suite.name != **name))
+    {
+        let known: Vec<&str> = SUITES.iter().map(|suite| suite.name).collect();
+        bail!(
+            "there is no suite {unknown}; there are {}",
+            known.join(", ")
+        );
+    }
+    let wanted = |suite: &Suite| only.is_empty() || only.iter().any(|name| name == suite.name);
+    Ok(SUITES.into_iter().filter(wanted).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(only: &[&str]) -> Result<Vec<&'static str>> {
+        let only: Vec<String> = only.iter().map(|&name| name.to_owned()).collect();
+        Ok(select(&only)?.iter().map(|suite| suite.name).collect())
+    }
+
+    #[test]
+    fn suites_are_chosen_by_name() {
+        assert_eq!(names(&[]).expect("all").len(), SUITES.len());
+        assert_eq!(
+            names(&["unit", "format"]).expect("both exist"),
+            ["format", "unit"]
+        );
+        assert!(
+            names(&["nothing"])
+                .expect_err("it does not exist")
+                .to_string()
+                .contains("kind")
+        );
+    }
+
+    #[test]
+    fn what_needs_most_runs_last() {
+        let needs: Vec<Need> = SUITES.iter().map(|suite| suite.need).collect();
+        assert_eq!(needs[needs.len() - 2..], [Need::Local, Need::Kind]);
+    }
+}
