@@ -10,8 +10,21 @@ use kvcluster_crds::SlotId;
 
 use crate::effect::{Applied, SlotPosition, Versioned};
 
+pub mod batch;
+pub mod cache;
+mod flush;
+#[cfg(test)]
+pub(crate) mod memory;
+mod migrate;
+pub mod overlay;
+pub mod postgres;
+mod scan;
+mod shared;
+mod sql;
+mod write;
+
 /// Why the store did not answer.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StoreError {
     /// PostgreSQL does not answer, or not in time.
     #[error("PostgreSQL does not answer: {0}")]
@@ -64,7 +77,8 @@ pub trait Store: Send + Sync + 'static {
     /// How far `slot` has come.
     fn progress(&self, slot: SlotId) -> Progress;
 
-    /// Bytes of effects that are applied and not flushed.
+    /// Bytes of memory that effects take until they stand in PostgreSQL for good (committed, and a crash of PostgreSQL cannot
+    /// take them back).
     fn unflushed_bytes(&self) -> u64;
 
     /// Whether the last statement went well.
@@ -72,4 +86,8 @@ pub trait Store: Send + Sync + 'static {
 
     /// Writes everything that is applied, durably; for a graceful stop.
     fn flush_all(&self) -> BoxFuture<'_, Result<(), StoreError>>;
+
+    /// Resolves, once, when the store can never go on in this process: fenced, or `slot_state` was moved by somebody else, or
+    /// fell back below what was durable. The process must end; its next start replays the log.
+    fn failed(&self) -> BoxFuture<'_, StoreError>;
 }

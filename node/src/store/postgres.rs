@@ -1,0 +1,466 @@
+//! The store: overlays, cache and PostgreSQL together behind the trait [`Store`].
+//!
+//! It owns a small pool for reads, scans and loading; the flusher has a connection of its own (`store/flush.rs`). PostgreSQL
+//! must be reached directly or through a pooler in session mode: prepared statements and the durability rule need one
+//! backend per connection.
+
+use std::str::FromStr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use futures::stream::BoxStream;
+use futures::{FutureExt, TryFutureExt};
+use kvcluster_crds::{Epoch, Incarnation, NodeId, Offset, SlotId};
+use sqlx::pool::PoolConnection;
+use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions, PgRow};
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection, Postgres, Row};
+use tokio::sync::{Semaphore, mpsc, oneshot};
+
+use crate::effect::{Applied, SlotPosition, Versioned};
+use crate::metrics::Metrics;
+use crate::store::overlay::SlotOverlay;
+use crate::store::shared::Shared;
+use crate::store::{Progress, Store, StoreError, flush, migrate, scan, sql};
+
+/// Longest wait for a connection, seconds: the server is away, or every connection is busy.
+pub(super) const CONNECT_SECONDS: u64 = 3;
+/// Longest read of one key, its connection included, seconds: below a request's deadline.
+const READ_SECONDS: u64 = 5;
+/// Longest open or load, seconds: a few hundred partitions are made in one transaction.
+const LOAD_SECONDS: u64 = 60;
+/// PostgreSQL ends a statement itself after this, milliseconds. Scans set their own.
+const STATEMENT_TIMEOUT_MS: u32 = 20_000;
+/// PostgreSQL gives up waiting for a lock after this, milliseconds.
+const LOCK_TIMEOUT_MS: u32 = 5_000;
+/// PostgreSQL ends a transaction that stands idle this long, milliseconds: a dead client must not hold locks or old rows.
+const IDLE_TRANSACTION_TIMEOUT_MS: u32 = 60_000;
+/// PostgreSQL looks whether a silent client is still there after this, seconds, and then as often again.
+const KEEPALIVE_SECONDS: u32 = 15;
+/// Longest name of a PostgreSQL object, bytes.
+const IDENTIFIER_BYTES_MAX: usize = 63;
+
+/// How to reach PostgreSQL, and how much to use.
+#[derive(Clone)]
+pub struct PostgresConfig {
+    /// `postgres://role:password@host:port/database`.
+    pub url: String,
+    /// The node's schema; it exists already, and the role owns nothing else.
+    pub schema: String,
+    /// Most connections, at least 2: one is the flusher's.
+    pub connections: u32,
+    /// Bytes of the read cache.
+    pub cache_bytes: u64,
+}
+
+/// The state of the slots of a node, in PostgreSQL.
+pub struct PostgresStore {
+    shared: Arc<Shared>,
+    pool: PgPool,
+    options: PgConnectOptions,
+    flush_requests: mpsc::Sender<oneshot::Sender<()>>,
+    /// Taken when the flusher starts.
+    flusher: std::sync::Mutex<Option<mpsc::Receiver<oneshot::Sender<()>>>>,
+    /// Scans hold a connection for as long as their reader takes; reads keep the other half.
+    scans: Arc<Semaphore>,
+}
+
+impl PostgresStore {
+    /// A store that is not open: reads answer [`StoreError::Unavailable`]. No I/O.
+    pub fn new(
+        config: PostgresConfig,
+        incarnation: Incarnation,
+        metrics: Arc<Metrics>,
+    ) -> Result<Arc<Self>, StoreError> {
+        let options = connect_options(&config)?;
+        if config.connections < 2 {
+            return Err(schema_error("at least 2 connections are needed".to_owned()));
+        }
+        let readers = config.connections - 1;
+        let pool = PgPoolOptions::new()
+            .max_connections(readers)
+            .acquire_timeout(Duration::from_secs(CONNECT_SECONDS))
+            .connect_lazy_with(options.clone());
+        // One waiting request is enough: every request that stands when a flush begins is served by it.
+        let (flush_requests, receiver) = mpsc::channel(16);
+        Ok(Arc::new(Self {
+            shared: Arc::new(Shared::new(
+                config.schema,
+                incarnation,
+                config.cache_bytes,
+                metrics,
+            )),
+            pool,
+            options,
+            flush_requests,
+            flusher: std::sync::Mutex::new(Some(receiver)),
+            scans: Arc::new(Semaphore::new((readers as usize / 2).max(1))),
+        }))
+    }
+
+    /// Migrates the schema, takes it over for this process and starts the flusher. To be called again, after a pause, when it
+    /// answers [`StoreError::Unavailable`]; any other error is final.
+    pub async fn open(&self) -> Result<(), StoreError> {
+        let work = async {
+            let mut connection = connect(&self.options).await?;
+            let shared = &self.shared;
+            migrate::migrate_and_own(&mut connection, &shared.schema, shared.incarnation).await?;
+            connection.close().await.map_err(unavailable)
+        };
+        limited(LOAD_SECONDS, work).await?;
+        let receiver = self
+            .flusher
+            .lock()
+            .ok()
+            .and_then(|mut flusher| flusher.take());
+        if let Some(receiver) = receiver {
+            self.shared.reachable.store(true, Ordering::Relaxed);
+            self.shared.connected.store(true, Ordering::Relaxed);
+            flush::start(Arc::clone(&self.shared), self.options.clone(), receiver);
+        }
+        Ok(())
+    }
+
+    async fn load_slots(
+        &self,
+        slots: &[SlotId],
+    ) -> Result<Vec<(SlotId, SlotPosition)>, StoreError> {
+        let new: Vec<SlotId> = slots
+            .iter()
+            .copied()
+            .filter(|&slot| !self.shared.has(slot))
+            .collect();
+        if !new.is_empty() {
+            let stored = self.with_connection(LOAD_SECONDS, async |connection| {
+                load_from(connection, &self.shared, &new).await
+            });
+            for (slot, position) in stored.await? {
+                self.shared.add(slot, SlotOverlay::new(position));
+            }
+        }
+        let position = |&slot: &SlotId| {
+            self.shared
+                .with(slot, |overlay| (slot, overlay.applied().clone()))
+                .ok_or_else(|| schema_error(format!("slot {slot} has no row in slot_state")))
+        };
+        slots.iter().map(position).collect()
+    }
+
+    async fn get_value(&self, slot: SlotId, key: &Bytes) -> Result<Option<Versioned>, StoreError> {
+        let shared = &self.shared;
+        let ticket = shared.cache.ticket(slot, key);
+        let newest = shared.with(slot, |overlay| overlay.get(key).cloned());
+        if let Some(entry) = newest.ok_or_else(|| not_loaded(slot))? {
+            return Ok(entry.versioned());
+        }
+        if let Some(cached) = shared.cache.get(slot, key) {
+            shared.metrics.store.cache_hits.inc();
+            return Ok(cached);
+        }
+        shared.metrics.store.cache_misses.inc();
+        self.require_reachable()?;
+        let found = self.with_connection(READ_SECONDS, async |connection| {
+            let query = sqlx::query(sql::GET)
+                .bind(slot_number(slot))
+                .bind(key.as_ref());
+            let row = query
+                .fetch_optional(connection)
+                .await
+                .map_err(unavailable)?;
+            row.map(|row| versioned(&row, 0, 1)).transpose()
+        });
+        let found = found.await?;
+        shared.cache.fill(ticket, slot, key, found.clone());
+        Ok(found)
+    }
+
+    async fn scan_slot(
+        &self,
+        slot: SlotId,
+    ) -> Result<BoxStream<'static, Result<(Bytes, Versioned), StoreError>>, StoreError> {
+        self.require_reachable()?;
+        let permit = tokio::time::timeout(
+            Duration::from_secs(READ_SECONDS),
+            Arc::clone(&self.scans).acquire_owned(),
+        );
+        let permit = permit
+            .await
+            .map_err(|_| StoreError::Unavailable("too many scans are running".to_owned()))?
+            .expect("the semaphore is never closed");
+        let connection = self.acquire().await?;
+        scan::start(&self.shared, slot, connection, permit).await
+    }
+
+    /// Refuses at once what would wait for a server that is known to be away.
+    fn require_reachable(&self) -> Result<(), StoreError> {
+        if self.shared.reachable.load(Ordering::Relaxed) {
+            Ok(())
+        } else {
+            Err(StoreError::Unavailable("no connection".to_owned()))
+        }
+    }
+
+    async fn acquire(&self) -> Result<PoolConnection<Postgres>, StoreError> {
+        self.pool.acquire().await.map_err(unavailable)
+    }
+
+    /// Runs `work` on a connection of the pool; a connection on which it failed or took too long is closed, not reused.
+    async fn with_connection<T>(
+        &self,
+        seconds: u64,
+        work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        let mut connection = Lent(Some(self.acquire().await?));
+        let answer = limited(seconds, work(connection.get())).await;
+        if answer.is_ok() {
+            connection.give_back();
+        }
+        answer
+    }
+}
+
+/// A pool connection that is closed unless it was given back: also when the future that used it is dropped in the middle.
+struct Lent(Option<PoolConnection<Postgres>>);
+
+impl Lent {
+    fn get(&mut self) -> &mut PgConnection {
+        self.0.as_mut().expect("there until it is given back")
+    }
+
+    fn give_back(mut self) {
+        self.0.take();
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        if let Some(connection) = self.0.take() {
+            drop(connection.detach());
+        }
+    }
+}
+
+impl Store for PostgresStore {
+    fn load<'a>(
+        &'a self,
+        slots: &'a [SlotId],
+    ) -> BoxFuture<'a, Result<Vec<(SlotId, SlotPosition)>, StoreError>> {
+        self.load_slots(slots).boxed()
+    }
+
+    fn apply(&self, applied: Applied) {
+        self.shared.apply(&applied);
+    }
+
+    fn get<'a>(
+        &'a self,
+        slot: SlotId,
+        key: &'a Bytes,
+    ) -> BoxFuture<'a, Result<Option<Versioned>, StoreError>> {
+        self.get_value(slot, key).boxed()
+    }
+
+    fn scan(
+        &self,
+        slot: SlotId,
+    ) -> BoxFuture<'_, Result<BoxStream<'static, Result<(Bytes, Versioned), StoreError>>, StoreError>>
+    {
+        self.scan_slot(slot).boxed()
+    }
+
+    fn progress(&self, slot: SlotId) -> Progress {
+        let progress = self.shared.with(slot, |overlay| Progress {
+            flushed: overlay.flushed().next_offset.0,
+            durable: overlay.durable().0,
+        });
+        progress.unwrap_or(Progress {
+            flushed: 0,
+            durable: 0,
+        })
+    }
+
+    fn unflushed_bytes(&self) -> u64 {
+        self.shared.kept_bytes()
+    }
+
+    fn connected(&self) -> bool {
+        self.shared.connected.load(Ordering::Relaxed)
+    }
+
+    fn flush_all(&self) -> BoxFuture<'_, Result<(), StoreError>> {
+        async {
+            let ended = || StoreError::Unavailable("the flusher has ended".to_owned());
+            let (done, answer) = oneshot::channel();
+            self.flush_requests.send(done).map_err(|_| ended()).await?;
+            tokio::select! {
+                answer = answer => answer.map_err(|_| ended()),
+                error = self.shared.failed() => Err(error),
+            }
+        }
+        .boxed()
+    }
+
+    fn failed(&self) -> BoxFuture<'_, StoreError> {
+        self.shared.failed().boxed()
+    }
+}
+
+async fn load_from(
+    connection: &mut PgConnection,
+    shared: &Shared,
+    slots: &[SlotId],
+) -> Result<Vec<(SlotId, SlotPosition)>, StoreError> {
+    let numbers: Vec<i32> = slots.iter().map(|&slot| slot_number(slot)).collect();
+    let mut tx = connection.begin().await.map_err(unavailable)?;
+    check_ownership(&mut tx, shared).await?;
+    let made: Vec<String> = sqlx::query_scalar(sql::SELECT_PARTITIONS)
+        .fetch_all(&mut *tx)
+        .await
+        .map_err(unavailable)?;
+    // Making a partition locks the whole table, also when it is there already: only what is missing.
+    for slot in slots
+        .iter()
+        .filter(|slot| !made.contains(&format!("kv_{slot}")))
+    {
+        let statement = AssertSqlSafe(sql::create_partition(slot.0));
+        sqlx::raw_sql(statement)
+            .execute(&mut *tx)
+            .await
+            .map_err(unavailable)?;
+    }
+    sqlx::query(sql::INSERT_MISSING_STATE)
+        .bind(&numbers)
+        .execute(&mut *tx)
+        .await
+        .map_err(unavailable)?;
+    let rows = sqlx::query(sql::TOUCH_STATE)
+        .bind(&numbers)
+        .fetch_all(&mut *tx)
+        .await
+        .map_err(unavailable)?;
+    let positions = rows.iter().map(position).collect::<Result<_, _>>()?;
+    tx.commit().await.map_err(unavailable)?;
+    Ok(positions)
+}
+
+/// Locks the owner row for the rest of the transaction; [`StoreError::Fenced`] when it names another process.
+pub(super) async fn check_ownership(
+    tx: &mut PgConnection,
+    shared: &Shared,
+) -> Result<(), StoreError> {
+    let owner: Option<i64> = sqlx::query_scalar(sql::CHECK_OWNERSHIP)
+        .fetch_optional(tx)
+        .await
+        .map_err(unavailable)?;
+    if owner == Some(shared.incarnation.0.cast_signed()) {
+        Ok(())
+    } else {
+        Err(StoreError::Fenced(shared.schema.clone()))
+    }
+}
+
+pub(super) async fn connect(options: &PgConnectOptions) -> Result<PgConnection, StoreError> {
+    limited(CONNECT_SECONDS, options.connect().map_err(unavailable)).await
+}
+
+/// Bounds what the server's own timeouts cannot: a network that swallows packets.
+pub(super) async fn limited<T>(
+    seconds: u64,
+    work: impl Future<Output = Result<T, StoreError>>,
+) -> Result<T, StoreError> {
+    tokio::time::timeout(Duration::from_secs(seconds), work)
+        .await
+        .unwrap_or_else(|_| {
+            Err(StoreError::Unavailable(format!(
+                "no answer within {seconds} s"
+            )))
+        })
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "for map_err")]
+pub(super) fn unavailable(error: sqlx::Error) -> StoreError {
+    StoreError::Unavailable(error.to_string())
+}
+
+pub(super) fn schema_error(text: String) -> StoreError {
+    StoreError::Schema(text)
+}
+
+pub(super) fn not_loaded(slot: SlotId) -> StoreError {
+    StoreError::Unavailable(format!("slot {slot} is not loaded yet"))
+}
+
+pub(super) fn slot_number(slot: SlotId) -> i32 {
+    slot.partition()
+}
+
+pub(super) fn versioned(
+    row: &PgRow,
+    value: usize,
+    version: usize,
+) -> Result<Versioned, StoreError> {
+    let bytes: &[u8] = row.try_get(value).map_err(unavailable)?;
+    let version: i64 = row.try_get(version).map_err(unavailable)?;
+    Ok(Versioned {
+        value: Bytes::copy_from_slice(bytes),
+        version: Offset(version),
+    })
+}
+
+fn position(row: &PgRow) -> Result<(SlotId, SlotPosition), StoreError> {
+    let number = |name: &str| row.try_get::<Option<i64>, _>(name).map_err(unavailable);
+    let node = |name: &str| {
+        number(name)?
+            .map(|id| u32::try_from(id).map(NodeId))
+            .transpose()
+            .map_err(|_| schema_error(format!("slot_state.{name} is no node id")))
+    };
+    let required = |name: &str| {
+        number(name)?.ok_or_else(|| schema_error(format!("slot_state.{name} is null")))
+    };
+    let slot = row.try_get::<i32, _>("slot").map_err(unavailable)?;
+    let slot = SlotId::from_partition(slot)
+        .ok_or_else(|| schema_error(format!("slot_state.slot is {slot}")))?;
+    let incarnation = number("leader_incarnation")?.map(|id| Incarnation(id.cast_unsigned()));
+    let position = SlotPosition {
+        next_offset: Offset(required("next_offset")?),
+        checksum_before: number("checksum_before")?.map(i64::cast_unsigned),
+        epoch: Epoch(required("epoch")?.cast_unsigned()),
+        leader: node("leader_node")?.zip(incarnation),
+        last_leader_offset: number("last_leader_offset")?.map(Offset),
+        last_seq: required("last_seq")?.cast_unsigned(),
+        released_to: node("released_to")?,
+        lease_ms: u32::try_from(required("lease_ms")?)
+            .map_err(|_| schema_error("slot_state.lease_ms is out of range".to_owned()))?,
+    };
+    Ok((slot, position))
+}
+
+fn connect_options(config: &PostgresConfig) -> Result<PgConnectOptions, StoreError> {
+    let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_';
+    let schema = config.schema.as_str();
+    let starts_well = schema.bytes().next().is_some_and(|b| !b.is_ascii_digit());
+    if !starts_well || !schema.bytes().all(plain) || schema.len() > IDENTIFIER_BYTES_MAX {
+        return Err(schema_error(format!(
+            "{schema:?} is no schema name of lower-case letters, digits and _, at most {IDENTIFIER_BYTES_MAX} long"
+        )));
+    }
+    // The URL holds a password: an error must not repeat it.
+    let options = PgConnectOptions::from_str(&config.url)
+        .map_err(|_| schema_error("the PostgreSQL URL does not parse".to_owned()))?;
+    let settings = [
+        ("search_path", schema.to_owned()),
+        ("statement_timeout", STATEMENT_TIMEOUT_MS.to_string()),
+        ("lock_timeout", LOCK_TIMEOUT_MS.to_string()),
+        (
+            "idle_in_transaction_session_timeout",
+            IDLE_TRANSACTION_TIMEOUT_MS.to_string(),
+        ),
+        ("tcp_keepalives_idle", KEEPALIVE_SECONDS.to_string()),
+        ("tcp_keepalives_interval", KEEPALIVE_SECONDS.to_string()),
+    ];
+    let options = options.application_name("kvcluster-node").options(settings);
+    Ok(options.disable_statement_logging())
+}

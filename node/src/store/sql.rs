@@ -1,0 +1,123 @@
+//! All SQL text of the node. Names without a schema: `search_path` of every connection is the node's schema alone.
+
+/// The versions of the schema, oldest first; version n is the n-th. Never change one that was released, add another.
+pub(super) const MIGRATIONS: [&str; 1] = [
+    // slot_state, owner: rewritten at every flush, so pages keep room for updates in place. Unsigned 64-bit numbers are kept
+    // as their bit patterns.
+    "CREATE TABLE kv (
+         slot integer NOT NULL,
+         key bytea NOT NULL,
+         value bytea NOT NULL,
+         version bigint NOT NULL,
+         PRIMARY KEY (slot, key)
+     ) PARTITION BY LIST (slot);
+     CREATE TABLE slot_state (
+         slot integer PRIMARY KEY,
+         next_offset bigint NOT NULL,
+         checksum_before bigint,
+         epoch bigint NOT NULL,
+         leader_node bigint,
+         leader_incarnation bigint,
+         last_leader_offset bigint,
+         last_seq bigint NOT NULL,
+         released_to bigint,
+         lease_ms bigint NOT NULL
+     ) WITH (fillfactor = 50);
+     CREATE TABLE owner (
+         only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
+         incarnation bigint NOT NULL,
+         since timestamptz NOT NULL
+     );",
+];
+
+pub(super) const CURRENT_SCHEMA: &str = "SELECT current_schema()::text";
+
+/// Whether the schema holds tables, and whether the table of versions is one of them.
+pub(super) const WHAT_IS_THERE: &str = "SELECT
+         EXISTS (SELECT FROM pg_tables WHERE schemaname = current_schema()),
+         EXISTS (SELECT FROM pg_tables WHERE schemaname = current_schema() AND tablename = 'schema_version')";
+
+pub(super) const MIGRATION_LOCK: &str = "SELECT pg_advisory_xact_lock($1)";
+
+pub(super) const CREATE_VERSIONS: &str = "CREATE TABLE schema_version (
+         version integer PRIMARY KEY,
+         migrated_at timestamptz NOT NULL DEFAULT now()
+     )";
+
+pub(super) const SELECT_VERSION: &str = "SELECT coalesce(max(version), 0) FROM schema_version";
+
+pub(super) const INSERT_VERSION: &str = "INSERT INTO schema_version (version) VALUES ($1)";
+
+pub(super) const TAKE_OWNERSHIP: &str = "INSERT INTO owner (incarnation, since) VALUES ($1, now())
+     ON CONFLICT (only_row) DO UPDATE SET incarnation = excluded.incarnation, since = excluded.since";
+
+/// Held until the end of the transaction, so that no other process can take the schema over in the middle of it.
+pub(super) const CHECK_OWNERSHIP: &str = "SELECT incarnation FROM owner FOR SHARE";
+
+/// The partition of one slot. The number is ours, so it cannot carry SQL. `fillfactor`: room for updates in place, which no
+/// index on `version` prevents.
+pub(super) fn create_partition(slot: u32) -> String {
+    format!(
+        "CREATE TABLE IF NOT EXISTS kv_{slot} PARTITION OF kv FOR VALUES IN ({slot}) WITH (fillfactor = 80)"
+    )
+}
+
+pub(super) const SELECT_PARTITIONS: &str =
+    "SELECT inhrelid::regclass::text FROM pg_inherits WHERE inhparent = 'kv'::regclass";
+
+/// A new slot stands before its first record.
+pub(super) const INSERT_MISSING_STATE: &str =
+    "INSERT INTO slot_state (slot, next_offset, epoch, last_seq, lease_ms)
+     SELECT slot, 0, 0, 0, 0 FROM unnest($1::integer[]) AS wanted (slot)
+     ON CONFLICT (slot) DO NOTHING";
+
+/// Writes although nothing changes: its commit then makes everything before it durable, whoever wrote that.
+pub(super) const TOUCH_STATE: &str = "UPDATE slot_state SET slot = slot WHERE slot = ANY ($1)
+     RETURNING slot, next_offset, checksum_before, epoch, leader_node, leader_incarnation,
+         last_leader_offset, last_seq, released_to, lease_ms";
+
+/// Waits for an own transaction that may still be committing.
+pub(super) const LOCK_OFFSETS: &str =
+    "SELECT slot, next_offset FROM slot_state WHERE slot = ANY ($1) ORDER BY slot FOR UPDATE";
+
+/// The compare-and-set of every slot's offset.
+pub(super) const MOVE_OFFSETS: &str = "UPDATE slot_state AS state SET
+         next_offset = step.next_offset,
+         checksum_before = step.checksum_before,
+         epoch = step.epoch,
+         leader_node = step.leader_node,
+         leader_incarnation = step.leader_incarnation,
+         last_leader_offset = step.last_leader_offset,
+         last_seq = step.last_seq,
+         released_to = step.released_to,
+         lease_ms = step.lease_ms
+     FROM unnest($1::integer[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[],
+         $7::bigint[], $8::bigint[], $9::bigint[], $10::bigint[], $11::bigint[])
+         AS step (slot, expected, next_offset, checksum_before, epoch, leader_node, leader_incarnation,
+             last_leader_offset, last_seq, released_to, lease_ms)
+     WHERE state.slot = step.slot AND state.next_offset = step.expected";
+
+/// `ON CONFLICT` refuses a key twice in one statement: the caller coalesces.
+pub(super) const UPSERT: &str = "INSERT INTO kv (slot, key, value, version)
+     SELECT * FROM unnest($1::integer[], $2::bytea[], $3::bytea[], $4::bigint[])
+     ON CONFLICT (slot, key) DO UPDATE SET value = excluded.value, version = excluded.version";
+
+/// One slot at a time, so that one partition is planned, by its index.
+pub(super) const DELETE: &str = "DELETE FROM kv WHERE slot = $1 AND key = ANY ($2)";
+
+pub(super) const COMMIT_WAITS_FOR_DISK: &str = "SET LOCAL synchronous_commit = on";
+
+/// A crash takes the newest such commits back, as a whole suffix; the overlays still have them.
+pub(super) const COMMIT_DOES_NOT_WAIT: &str = "SET LOCAL synchronous_commit = off";
+
+pub(super) const GET: &str = "SELECT value, version FROM kv WHERE slot = $1 AND key = $2";
+
+pub(super) const BEGIN_SCAN: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
+
+pub(super) const ALLOW_LONG_SCAN: &str = "SET LOCAL statement_timeout = '600s'";
+
+pub(super) const END_SCAN: &str = "COMMIT";
+
+pub(super) const SELECT_OFFSET: &str = "SELECT next_offset FROM slot_state WHERE slot = $1";
+
+pub(super) const SCAN: &str = "SELECT key, value, version FROM kv WHERE slot = $1 ORDER BY key";
