@@ -14,20 +14,24 @@ a ClusterRole. Exactly the verbs that it uses.
 - apiGroups: ["kvcluster.dev"]
   resources: ["kvclusters/finalizers"]
   verbs: ["update"]
-# What a cluster consists of, written by server-side apply.
+# What a cluster consists of, written by server-side apply. Services and budgets go with their owner, the cluster.
 - apiGroups: ["apps"]
   resources: ["statefulsets"]
   verbs: ["get", "list", "watch", "create", "patch", "delete"]
 - apiGroups: [""]
-  resources: ["services", "secrets"]
-  verbs: ["get", "list", "watch", "create", "patch", "delete"]
+  resources: ["services"]
+  verbs: ["get", "list", "watch", "create", "patch"]
 - apiGroups: ["policy"]
   resources: ["poddisruptionbudgets"]
-  verbs: ["get", "list", "watch", "create", "patch", "delete"]
-# The nodes' pods are looked at, never changed.
+  verbs: ["get", "list", "watch", "create", "patch"]
+# Secrets are read by the names that a cluster gives, never listed.
+- apiGroups: [""]
+  resources: ["secrets"]
+  verbs: ["get", "create", "patch"]
+# A node whose template changed is restarted by deleting its pod.
 - apiGroups: [""]
   resources: ["pods"]
-  verbs: ["get", "list", "watch"]
+  verbs: ["get", "list", "watch", "delete"]
 - apiGroups: ["events.k8s.io"]
   resources: ["events"]
   verbs: ["create", "patch"]

@@ -1,1 +1,15 @@
-//! Shared helpers of the suites.
+//! Shared helpers of the suites: black-box tests of a running store, from the outside.
+//!
+//! The suites see what a user sees: REST, `kubectl`, `psql`, Kafka's records. They use the lab (`cargo lab local` or
+//! `cargo lab up`) and fail with the remedy when it does not run; none is ever skipped.
+
+pub mod check;
+pub mod election;
+pub mod http;
+pub mod kube;
+pub mod lab;
+pub mod load;
+pub mod percent;
+pub mod poll;
+pub mod processes;
+pub mod unicode;

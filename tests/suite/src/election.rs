@@ -1,0 +1,98 @@
+//! Who leads which slot, as the nodes themselves report it.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use kvcluster_crds::{NodeStatus, SlotRole};
+
+use crate::lab::Lab;
+use crate::poll;
+
+/// Slot → the node that leads it.
+pub type Leaders = BTreeMap<u32, u32>;
+
+/// The leaders among some reports; fails unless each slot has exactly one.
+pub fn leaders_of(reports: &[NodeStatus]) -> Result<Leaders> {
+    let mut leaders = Leaders::new();
+    let mut slots = std::collections::BTreeSet::new();
+    for report in reports {
+        for slot in &report.slots {
+            slots.insert(slot.slot.0);
+            if slot.role == SlotRole::Leader {
+                let before = leaders.insert(slot.slot.0, report.node.0);
+                ensure!(before.is_none(), "slot {} has two leaders", slot.slot);
+            }
+        }
+    }
+    ensure!(!slots.is_empty(), "no node reports a slot");
+    ensure!(
+        leaders.len() == slots.len(),
+        "{} of {} slots are led",
+        leaders.len(),
+        slots.len()
+    );
+    Ok(leaders)
+}
+
+/// Waits until each slot has one leader among the nodes but `without`, and all of these have caught up.
+pub fn settled(lab: &Lab, without: Option<u32>, limit: Duration) -> Result<Leaders> {
+    poll::until(
+        limit,
+        "one leader for each slot, and replicas that caught up",
+        || {
+            let nodes = lab.nodes.iter().filter(|node| Some(node.id) != without);
+            let reports = nodes
+                .map(crate::lab::Node::status)
+                .collect::<Result<Vec<_>>>()?;
+            let leaders = leaders_of(&reports)?;
+            for report in &reports {
+                let behind = report
+                    .slots
+                    .iter()
+                    .find(|slot| !slot.caught_up || slot.frozen.is_some());
+                ensure!(behind.is_none(), "node {}: {behind:?}", report.node);
+            }
+            Ok(Some(leaders))
+        },
+    )
+}
+
+/// The node that leads most slots.
+pub fn busiest(leaders: &Leaders) -> u32 {
+    let mut counts = BTreeMap::new();
+    for node in leaders.values() {
+        *counts.entry(*node).or_insert(0) += 1;
+    }
+    let busiest = counts.into_iter().max_by_key(|(_, count)| *count);
+    busiest.expect("some slot is led").0
+}
+
+/// Some key of a slot.
+pub fn key_of_slot(prefix: &str, slot: u32, slots: u32) -> String {
+    (0..)
+        .map(|number: u64| format!("{prefix}-{number}"))
+        .find(|key| kvcluster_crds::slot::slot_of_key(key.as_bytes(), slots).0 == slot)
+        .expect("some number hashes into every slot")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_busiest_leads_most() {
+        assert_eq!(busiest(&Leaders::from([(0, 2), (1, 1), (2, 2)])), 2);
+    }
+
+    #[test]
+    fn a_key_is_found_in_every_slot() {
+        for slot in 0..16 {
+            let key = key_of_slot("k", slot, 16);
+            assert_eq!(
+                kvcluster_crds::slot::slot_of_key(key.as_bytes(), 16).0,
+                slot
+            );
+        }
+    }
+}

@@ -1,0 +1,186 @@
+//! `kubectl` with time limits.
+
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+use crate::lab::Lab;
+use crate::poll;
+use crate::processes::{self, Ended};
+
+/// Longest run of one `kubectl` that waits for nothing.
+const COMMAND_LIMIT: Duration = Duration::from_secs(30);
+/// More than any wait that is asked of `kubectl` itself.
+const WAIT_SLACK: Duration = Duration::from_secs(10);
+
+/// `kubectl` for one cluster.
+#[derive(Clone, Debug)]
+pub struct Kubectl {
+    kubeconfig: String,
+}
+
+impl Kubectl {
+    /// For the lab's cluster.
+    pub fn new(lab: &Lab) -> Result<Self> {
+        Ok(Self {
+            kubeconfig: lab.kubeconfig()?.to_owned(),
+        })
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new("kubectl");
+        command.env("KUBECONFIG", &self.kubeconfig).args(arguments);
+        command
+    }
+
+    /// Runs it; fails when it fails. Its standard output.
+    pub fn run(&self, arguments: &[&str]) -> Result<String> {
+        processes::output(&mut self.command(arguments), COMMAND_LIMIT)
+    }
+
+    /// Runs it, which may take as long as `limit`.
+    pub fn run_within(&self, limit: Duration, arguments: &[&str]) -> Result<String> {
+        processes::output(&mut self.command(arguments), limit + WAIT_SLACK)
+    }
+
+    /// Runs it with a manifest as its input; it may fail.
+    pub fn with_manifest(&self, arguments: &[&str], manifest: &str) -> Result<Ended> {
+        let file = std::env::temp_dir().join(format!(
+            "kvcluster-suite-{}-{:?}.yaml",
+            std::process::id(),
+            std::thread::current().id()
+        ));
+        std::fs::write(&file, manifest)?;
+        let path = file.to_string_lossy().into_owned();
+        let mut all = arguments.to_vec();
+        all.extend(["-f", &path]);
+        let ended = processes::run(&mut self.command(&all), COMMAND_LIMIT);
+        std::fs::remove_file(&file)?;
+        ended
+    }
+
+    /// Applies a manifest.
+    pub fn apply(&self, manifest: &str) -> Result<()> {
+        let ended = self.with_manifest(&["apply"], manifest)?;
+        if !ended.success {
+            bail!("kubectl apply failed: {}", ended.stderr);
+        }
+        Ok(())
+    }
+
+    /// One object, or none when it does not exist.
+    pub fn get(&self, namespace: &str, kind: &str, name: &str) -> Result<Option<Value>> {
+        let arguments = [
+            "-n",
+            namespace,
+            "get",
+            kind,
+            name,
+            "-o",
+            "json",
+            "--ignore-not-found",
+        ];
+        let text = self.run(&arguments)?;
+        if text.trim().is_empty() {
+            return Ok(None);
+        }
+        serde_json::from_str(&text)
+            .context("kubectl printed no JSON")
+            .map(Some)
+    }
+
+    /// The objects of a kind with a label.
+    pub fn list(&self, namespace: &str, kind: &str, selector: &str) -> Result<Vec<Value>> {
+        let text = self.run(&["-n", namespace, "get", kind, "-l", selector, "-o", "json"])?;
+        let list: Value = serde_json::from_str(&text).context("kubectl printed no JSON")?;
+        Ok(list["items"].as_array().cloned().unwrap_or_default())
+    }
+
+    /// Waits for a condition of a `KvCluster` with `status`, for the generation that is current, and gives it.
+    pub fn condition(
+        &self,
+        namespace: &str,
+        cluster: &str,
+        (kind, status): (&str, &str),
+        limit: Duration,
+    ) -> Result<Value> {
+        poll::until(
+            limit,
+            &format!("{kind}={status} of {namespace}/{cluster}"),
+            || {
+                let object = self
+                    .get(namespace, "kvcluster", cluster)?
+                    .context("it does not exist")?;
+                let conditions = object["status"]["conditions"]
+                    .as_array()
+                    .cloned()
+                    .unwrap_or_default();
+                let found = conditions
+                    .iter()
+                    .find(|condition| condition["type"] == kind);
+                let condition =
+                    found.with_context(|| format!("no such condition in {conditions:?}"))?;
+                let is_current =
+                    condition["observedGeneration"] == object["metadata"]["generation"];
+                if condition["status"] == status && is_current {
+                    return Ok(Some(condition.clone()));
+                }
+                bail!("{condition}")
+            },
+        )
+    }
+
+    /// Waits until an object is gone.
+    pub fn gone(&self, namespace: &str, kind: &str, name: &str, limit: Duration) -> Result<()> {
+        poll::until(
+            limit,
+            &format!("the end of {kind} {namespace}/{name}"),
+            || Ok(self.get(namespace, kind, name)?.is_none().then_some(())),
+        )
+    }
+
+    /// Kills the first container of a pod with SIGKILL, from the machine that runs the Kubernetes nodes as containers: from
+    /// inside a pod its first process cannot be killed, and deleting a pod asks it to stop first.
+    pub fn kill_container(&self, namespace: &str, pod: &str) -> Result<()> {
+        let object = self
+            .get(namespace, "pod", pod)?
+            .with_context(|| format!("no pod {pod}"))?;
+        let id = object["status"]["containerStatuses"][0]["containerID"]
+            .as_str()
+            .unwrap_or_default();
+        let id = id
+            .rsplit('/')
+            .next()
+            .filter(|id| !id.is_empty())
+            .context("the pod does not run")?;
+        let processes = processes_of(id)?;
+        if processes.is_empty() {
+            bail!(
+                "no process of container {id} is seen: this test needs root on the machine of the lab"
+            );
+        }
+        let mut command = Command::new("kill");
+        command.arg("-KILL").args(processes);
+        processes::output(&mut command, COMMAND_LIMIT).map(drop)
+    }
+}
+
+/// The processes whose control group names a container.
+fn processes_of(container: &str) -> Result<Vec<String>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/proc")? {
+        let entry = entry?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if !name.bytes().all(|byte| byte.is_ascii_digit()) {
+            continue;
+        }
+        // A process may end while the list is read.
+        let groups = std::fs::read_to_string(entry.path().join("cgroup")).unwrap_or_default();
+        if groups.contains(container) {
+            found.push(name);
+        }
+    }
+    Ok(found)
+}

@@ -1,0 +1,146 @@
+//! The running lab: what it is, and its parts killed and started again.
+
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use kvcluster_crds::NodeStatus;
+use kvcluster_crds::names::ClusterNames;
+use serde::Deserialize;
+
+use crate::{http, processes};
+
+/// Longest run of one command of the lab: starting a part waits for nothing but the process.
+const COMMAND_LIMIT: Duration = Duration::from_secs(60);
+/// The sample manifest's namespace.
+pub const NAMESPACE: &str = "default";
+/// The sample manifest's cluster.
+pub const CLUSTER: &str = "demo";
+/// The sample manifest's schema prefix.
+pub const SCHEMA_PREFIX: &str = "kv";
+
+/// What `cargo lab status --json` says.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Lab {
+    mode: String,
+    kubeconfig: Option<String>,
+    service: Option<String>,
+    kafka: Option<String>,
+    postgres: Option<String>,
+    /// The store's nodes.
+    pub nodes: Vec<Node>,
+}
+
+/// One node of the store.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Node {
+    /// The node's number.
+    pub id: u32,
+    /// Base URL of REST; none where only the Service is reached.
+    pub url: Option<String>,
+    /// Base URL of the admin port; none where it is not reached from outside.
+    pub admin_url: Option<String>,
+}
+
+impl Lab {
+    /// The lab as plain processes.
+    pub fn local() -> Result<Self> {
+        Self::running("local", "cargo lab local")
+    }
+
+    /// The lab on kind.
+    pub fn kind() -> Result<Self> {
+        Self::running("kind", "cargo lab up")
+    }
+
+    fn running(mode: &str, remedy: &str) -> Result<Self> {
+        let lab: Self = serde_json::from_str(&command(&["status", "--json"])?)
+            .context("`cargo lab status --json` printed something else")?;
+        ensure!(
+            lab.mode == mode,
+            "the lab runs as {:?}, not {mode:?}: run `{remedy}`",
+            lab.mode
+        );
+        ensure!(
+            !lab.nodes.is_empty(),
+            "the lab runs no store nodes: run `{remedy}`"
+        );
+        Ok(lab)
+    }
+
+    /// Base URL of the store.
+    pub fn service(&self) -> Result<&str> {
+        self.service.as_deref().context("the lab names no service")
+    }
+
+    /// Kafka's bootstrap address.
+    pub fn kafka(&self) -> Result<&str> {
+        self.kafka.as_deref().context("the lab names no Kafka")
+    }
+
+    /// URL of PostgreSQL's administrator.
+    pub fn postgres(&self) -> Result<&str> {
+        self.postgres
+            .as_deref()
+            .context("the lab names no PostgreSQL")
+    }
+
+    /// Path of the credentials for Kubernetes.
+    pub fn kubeconfig(&self) -> Result<&str> {
+        self.kubeconfig
+            .as_deref()
+            .context("the lab names no kubeconfig")
+    }
+
+    /// Base URLs of all nodes.
+    pub fn urls(&self) -> Result<Vec<String>> {
+        let url = |node: &Node| node.url.clone().context("the lab names no URL of a node");
+        self.nodes.iter().map(url).collect()
+    }
+
+    /// Names of everything that belongs to the sample cluster.
+    pub fn names(&self) -> ClusterNames {
+        ClusterNames::new(NAMESPACE, CLUSTER)
+    }
+}
+
+impl Node {
+    /// What the node reports on its admin port.
+    pub fn status(&self) -> Result<NodeStatus> {
+        let base = self
+            .admin_url
+            .as_deref()
+            .context("the lab names no admin URL of a node")?;
+        let answer = http::once(base, "GET", "/status")?;
+        ensure!(
+            answer.status == 200,
+            "GET /status gave {}: {}",
+            answer.status,
+            answer.text()
+        );
+        serde_json::from_slice(&answer.body).context("GET /status gave something else")
+    }
+}
+
+/// Kills a part of `local` with SIGKILL; returns when it is gone.
+pub fn kill(part: &str) -> Result<()> {
+    command(&["kill", part]).map(drop)
+}
+
+/// Starts a part of `local` that was killed.
+pub fn start(part: &str) -> Result<()> {
+    command(&["start", part]).map(drop)
+}
+
+fn command(arguments: &[&str]) -> Result<String> {
+    let program = processes::own_program("kvcluster-lab")?;
+    let ended = processes::run(Command::new(program).args(arguments), COMMAND_LIMIT)?;
+    if !ended.success {
+        bail!(
+            "`cargo lab {}` failed: {}",
+            arguments.join(" "),
+            ended.stderr
+        );
+    }
+    Ok(ended.stdout)
+}
