@@ -291,12 +291,16 @@ impl Store for PostgresStore {
 
     fn flush_all(&self) -> BoxFuture<'_, Result<(), StoreError>> {
         async {
-            let ended = || StoreError::Unavailable("the flusher has ended".to_owned());
+            let never_opened = self.flusher.lock().is_ok_and(|flusher| flusher.is_some());
+            if never_opened {
+                return Ok(());
+            }
             let (done, answer) = oneshot::channel();
-            self.flush_requests.send(done).map_err(|_| ended()).await?;
-            tokio::select! {
-                answer = answer => answer.map_err(|_| ended()),
-                error = self.shared.failed() => Err(error),
+            // A request that the flusher drops unanswered: it has ended, which it does only after a failure.
+            if self.flush_requests.send(done).await.is_ok() && answer.await.is_ok() {
+                Ok(())
+            } else {
+                Err(self.shared.failed().await)
             }
         }
         .boxed()
@@ -461,6 +465,8 @@ fn connect_options(config: &PostgresConfig) -> Result<PgConnectOptions, StoreErr
         ("tcp_keepalives_idle", KEEPALIVE_SECONDS.to_string()),
         ("tcp_keepalives_interval", KEEPALIVE_SECONDS.to_string()),
     ];
-    let options = options.application_name("kvcluster-node").options(settings);
+    // PostgreSQL cuts the name at 63 bytes, which is as long as the longest schema with its prefix may get.
+    let name = format!("kvcluster-node {schema}");
+    let options = options.application_name(&name).options(settings);
     Ok(options.disable_statement_logging())
 }
