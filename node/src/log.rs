@@ -1,0 +1,3 @@
+//! The write-ahead log: one Kafka partition per slot.
+
+pub mod codec;

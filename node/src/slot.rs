@@ -1,0 +1,690 @@
+//! The state machine of one replica of one slot. No I/O, no clock, no task: time and everything that happens are arguments
+//! of [`SlotMachine::step`], and what is to be done is its answer.
+//!
+//! ```text
+//!            claim sent                 own claim judged valid
+//! follower ─────────────▶ claiming ───────────────────────────▶ leader
+//!    ▲                       │ judged ignored                     │ unknown outcome, or release
+//!    ├───────────────────────┘                                    ▼
+//!    └──────────────── another's claim judged valid ◀──────── stepped down ──▶ may claim again, a higher epoch
+//! ```
+//! Records come from two sources, the consumer and the acknowledgements of this replica's own records; each offset is
+//! judged once and in order, whichever source reaches it first (the contiguity rule: an acknowledgement counts only when it
+//! is the next offset, else it waits until the consumer has filled the gap).
+
+pub mod election;
+pub mod leading;
+pub mod lease;
+pub mod protocol;
+
+use bytes::Bytes;
+use kvcluster_crds::{Epoch, Incarnation, LogId, NodeId, Offset, SlotId, SlotRole};
+
+use crate::effect::{Applied, Effect, SlotPosition};
+use crate::log::codec::{Body, Entry, Record, checksum};
+use crate::service::{ReadPermit, SlotError};
+use election::{CLAIM_STAGGER_NS, Hints, Myself, Vacancy, rank, successor, vacancy};
+use leading::Leading;
+use lease::{MS, spread};
+use protocol::{Verdict, judge};
+
+/// A replica that is this many records behind the log's end is not caught up, whatever it was before.
+pub const LAG_RECORDS_MAX: i64 = 1_000;
+/// A leader keeps a slot for so long before it hands it to the preferred leader, nanoseconds: leadership settles first.
+pub const HAND_OVER_AFTER_NS: u64 = 3_000 * MS;
+/// Slots of a node are handed over one after the other, in these steps, milliseconds, and so many of them.
+const HAND_OVER_STEP_MS: u64 = 100;
+const HAND_OVER_STEPS: u32 = 32;
+
+/// What never changes in the life of a machine.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The slot.
+    pub slot: SlotId,
+    /// The node that holds the replica.
+    pub node: NodeId,
+    /// Its process.
+    pub incarnation: Incarnation,
+    /// The log that is followed.
+    pub log_id: LogId,
+    /// The lease of epochs that this node leads in, milliseconds.
+    pub lease_ms: u32,
+    /// Whether reads may trust the lease; if not, each group of them waits for a record.
+    pub reads_by_lease: bool,
+}
+
+/// Names a record that was handed to the log, within a machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Token(pub u64);
+
+/// Names a read or write of a client, within a machine; chosen by the caller.
+pub type RequestId = u64;
+
+/// What happens to a replica.
+#[derive(Clone, Debug)]
+pub enum Input {
+    /// The consumer read a record. Offsets that it passes over hold none.
+    Record {
+        /// Its place.
+        offset: Offset,
+        /// Its bytes.
+        bytes: Bytes,
+    },
+    /// The consumer stood at the end of the log: everything before was handed over.
+    CaughtUp,
+    /// The log ended at this (next) offset when somebody looked.
+    End(Offset),
+    /// The log took an own record.
+    Delivered {
+        /// The record.
+        token: Token,
+        /// Its place.
+        offset: Offset,
+    },
+    /// It is not known, and will not become known, whether the log took an own record.
+    DeliveryUnknown {
+        /// The record.
+        token: Token,
+    },
+    /// A client writes.
+    Write {
+        /// Answered by [`Output::WriteAnswer`].
+        id: RequestId,
+        /// The changes.
+        effects: Vec<Effect>,
+        /// Answered by then.
+        deadline_ns: u64,
+    },
+    /// A client reads.
+    Read {
+        /// Answered by [`Output::ReadAnswer`].
+        id: RequestId,
+        /// Answered by then.
+        deadline_ns: u64,
+    },
+    /// The rest of the node changed.
+    Hints(Hints),
+    /// The log cannot be followed from where this replica stands.
+    Freeze(String),
+    /// The node stops: give leadership away and take none.
+    Stop,
+    /// Time passed.
+    Tick,
+}
+
+/// What is to be done, in this order.
+#[derive(Clone, Debug)]
+pub enum Output {
+    /// Append a record to the slot's log.
+    Append {
+        /// Comes back with its fate.
+        token: Token,
+        /// The record.
+        bytes: Bytes,
+    },
+    /// Take a judged record into the store.
+    Apply(Applied),
+    /// Answer a write.
+    WriteAnswer {
+        /// Which.
+        id: RequestId,
+        /// The offset of its record, or why there is none.
+        answer: Result<Offset, SlotError>,
+    },
+    /// Answer a read.
+    ReadAnswer {
+        /// Which.
+        id: RequestId,
+        /// Leave to read.
+        answer: Result<ReadPermit, SlotError>,
+    },
+    /// Another node serves the slot now, as far as this replica knows; none during an election.
+    Place(Option<NodeId>),
+    /// The replica stands still until somebody acts.
+    Frozen(String),
+}
+
+/// A machine as others may see it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct View {
+    /// What the replica does.
+    pub role: SlotRole,
+    /// Who leads by the log, whether or not it serves.
+    pub leader: Option<NodeId>,
+    /// The epoch by the log.
+    pub epoch: Epoch,
+    /// The next offset to judge.
+    pub applied: Offset,
+    /// Whether the end of the log was reached, and not lost sight of since.
+    pub caught_up: bool,
+    /// Whether the replica could lead now.
+    pub can_lead: bool,
+    /// Records that counted.
+    pub records_valid: u64,
+    /// Records that were read and did not count.
+    pub records_ignored: u64,
+    /// Why it stands still.
+    pub frozen: Option<String>,
+}
+
+/// One replica of one slot.
+#[derive(Debug)]
+pub struct SlotMachine {
+    settings: Settings,
+    position: SlotPosition,
+    /// Checksum that the record before `position.next_offset` must have; none when it was checked, or there is none.
+    unverified: Option<u64>,
+    frozen: Option<String>,
+    caught_up: bool,
+    stopping: bool,
+    hints: Hints,
+    leader_read_at_ns: u64,
+    leading: Option<Leading>,
+    candidate: Option<Candidate>,
+    vacant_since_ns: Option<u64>,
+    tokens: u64,
+    place: Option<NodeId>,
+    records_valid: u64,
+    records_ignored: u64,
+}
+
+/// Own claims of one epoch.
+#[derive(Debug)]
+struct Candidate {
+    epoch: Epoch,
+    /// When the first of them was sent: the lease, if one of them wins, runs from there.
+    sent_at_ns: u64,
+    /// The one whose fate is not known yet.
+    in_flight: Option<InFlightClaim>,
+}
+
+#[derive(Debug)]
+struct InFlightClaim {
+    token: Token,
+    entry: Entry,
+    checksum: u64,
+    acknowledged: Option<Offset>,
+}
+
+impl Token {
+    fn next(tokens: &mut u64) -> Self {
+        *tokens += 1;
+        Self(*tokens)
+    }
+}
+
+impl SlotMachine {
+    /// A replica that stands at `position`, loaded at `now_ns`. Its consumer must begin at [`SlotMachine::follow_from`].
+    pub fn new(settings: Settings, position: SlotPosition, now_ns: u64) -> Self {
+        Self {
+            settings,
+            unverified: position.checksum_before,
+            position,
+            frozen: None,
+            caught_up: false,
+            stopping: false,
+            hints: Hints::default(),
+            leader_read_at_ns: now_ns,
+            leading: None,
+            candidate: None,
+            vacant_since_ns: None,
+            tokens: 0,
+            place: None,
+            records_valid: 0,
+            records_ignored: 0,
+        }
+    }
+
+    /// What the machine was made with.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// Where the consumer begins: one before the next record, so that it can be compared with what was read before.
+    pub fn follow_from(position: &SlotPosition) -> Offset {
+        match position.checksum_before {
+            Some(_) => Offset(position.next_offset.0 - 1),
+            None => position.next_offset,
+        }
+    }
+
+    /// What happened, and what is to be done. Times never go back.
+    pub fn step(&mut self, now_ns: u64, input: Input) -> Vec<Output> {
+        let mut out = Vec::new();
+        match input {
+            Input::Record { offset, bytes } => self.read_record(now_ns, offset, &bytes, &mut out),
+            Input::CaughtUp => self.reached_end(&mut out),
+            Input::End(end) => {
+                self.caught_up &= end.0 - self.position.next_offset.0 <= LAG_RECORDS_MAX;
+            }
+            Input::Delivered { token, offset } => self.delivered(token, offset),
+            Input::DeliveryUnknown { token } => self.delivery_unknown(token, &mut out),
+            Input::Write {
+                id,
+                effects,
+                deadline_ns,
+            } => {
+                self.write(now_ns, id, effects, deadline_ns, &mut out);
+            }
+            Input::Read { id, deadline_ns } => self.read(now_ns, id, deadline_ns, &mut out),
+            Input::Hints(hints) => self.hints = hints,
+            Input::Freeze(reason) => self.freeze(reason, &mut out),
+            Input::Stop => self.stopping = true,
+            Input::Tick => {
+                if let Some(leading) = &mut self.leading {
+                    leading.expire(now_ns, &mut out);
+                }
+            }
+        }
+        self.settle(now_ns, &mut out);
+        out
+    }
+
+    /// Whether a machine that was told to stop has nothing more to send or to wait for.
+    pub fn has_stopped(&self) -> bool {
+        self.stopping && self.leading.as_ref().is_none_or(Leading::is_idle)
+    }
+
+    /// The machine as others may see it.
+    pub fn view(&self) -> View {
+        let role = match (&self.leading, &self.candidate) {
+            (Some(leading), _) if leading.serves() => SlotRole::Leader,
+            (
+                _,
+                Some(Candidate {
+                    in_flight: Some(_), ..
+                }),
+            ) => SlotRole::Claiming,
+            (Some(_), _) => SlotRole::SteppedDown,
+            (None, _) => SlotRole::Follower,
+        };
+        View {
+            role,
+            leader: self.position.leader.map(|(node, _)| node),
+            epoch: self.position.epoch,
+            applied: self.position.next_offset,
+            caught_up: self.caught_up && self.frozen.is_none(),
+            can_lead: self.can_lead(),
+            records_valid: self.records_valid,
+            records_ignored: self.records_ignored,
+            frozen: self.frozen.clone(),
+        }
+    }
+
+    fn read_record(&mut self, now_ns: u64, offset: Offset, bytes: &Bytes, out: &mut Vec<Output>) {
+        if self.frozen.is_some() {
+            return;
+        }
+        if let Some(expected) = self.unverified {
+            return self.verify(offset, bytes, expected, out);
+        }
+        if offset < self.position.next_offset {
+            return;
+        }
+        match Entry::read(bytes) {
+            Ok(entry) => {
+                self.observe(now_ns, offset, &entry, checksum(bytes), out);
+                self.observe_acknowledged(now_ns, out);
+            }
+            Err(error) => {
+                let slot = self.settings.slot;
+                self.freeze(format!("record {offset} of slot {slot}: {error}"), out);
+            }
+        }
+    }
+
+    /// Compares the first record with the one that stood before the stored position.
+    fn verify(&mut self, offset: Offset, bytes: &Bytes, expected: u64, out: &mut Vec<Output>) {
+        let before = Offset(self.position.next_offset.0 - 1);
+        if offset < before {
+            return;
+        }
+        if offset == before && checksum(bytes) == expected {
+            self.unverified = None;
+            return;
+        }
+        let what = if offset > before {
+            "is missing"
+        } else {
+            "is another than the one applied"
+        };
+        let reason = format!(
+            "record {before} of the log {what}: the topic was emptied, trimmed or replaced; restore the topic, or remove \
+             this node's schema and rebuild it"
+        );
+        self.freeze(reason, out);
+    }
+
+    fn reached_end(&mut self, out: &mut Vec<Output>) {
+        if self.unverified.is_some() && self.frozen.is_none() {
+            let next = self.position.next_offset;
+            let reason = format!(
+                "the log ends before record {next}, up to which it was applied: the topic was emptied or replaced; restore \
+                 the topic, or remove this node's schema and rebuild it"
+            );
+            self.freeze(reason, out);
+        }
+        self.caught_up = self.frozen.is_none();
+    }
+
+    /// Judges own records whose acknowledged place is the next one.
+    fn observe_acknowledged(&mut self, now_ns: u64, out: &mut Vec<Output>) {
+        if self.unverified.is_some() || self.frozen.is_some() {
+            return;
+        }
+        while let Some((offset, entry, sum)) = self.next_acknowledged() {
+            self.observe(now_ns, offset, &entry, sum, out);
+        }
+    }
+
+    fn next_acknowledged(&self) -> Option<(Offset, Entry, u64)> {
+        let next = self.position.next_offset;
+        let claim = self
+            .candidate
+            .as_ref()
+            .and_then(|candidate| candidate.in_flight.as_ref());
+        if let Some(claim) = claim.filter(|claim| claim.acknowledged == Some(next)) {
+            return Some((next, claim.entry.clone(), claim.checksum));
+        }
+        let (entry, sum) = self.leading.as_ref()?.record_at(next)?;
+        Some((next, entry, sum))
+    }
+
+    fn observe(
+        &mut self,
+        now_ns: u64,
+        offset: Offset,
+        entry: &Entry,
+        sum: u64,
+        out: &mut Vec<Output>,
+    ) {
+        let verdict = judge(&mut self.position, self.settings.log_id, offset, entry, sum);
+        let valid = verdict == Verdict::Valid;
+        *(if valid {
+            &mut self.records_valid
+        } else {
+            &mut self.records_ignored
+        }) += 1;
+        let effects = match entry {
+            Entry::Ours(Record {
+                body: Body::Command { effects, .. },
+                ..
+            }) if valid => effects.clone(),
+            _ => Vec::new(),
+        };
+        let position = self.position.clone();
+        out.push(Output::Apply(Applied {
+            slot: self.settings.slot,
+            offset,
+            effects,
+            position,
+        }));
+        if valid {
+            self.leader_read_at_ns = now_ns;
+        }
+        if let Entry::Ours(record) = entry {
+            self.after(now_ns, offset, record, valid, out);
+        }
+    }
+
+    fn after(
+        &mut self,
+        now_ns: u64,
+        offset: Offset,
+        record: &Record,
+        valid: bool,
+        out: &mut Vec<Output>,
+    ) {
+        let (epoch, incarnation) = record.body.author();
+        let own = incarnation == self.settings.incarnation;
+        match &record.body {
+            Body::Claim { .. } => {
+                if valid && let Some(leading) = self.leading.take() {
+                    leading.lost(out);
+                }
+                if valid {
+                    self.vacant_since_ns = None;
+                }
+                if own && valid {
+                    self.lead(now_ns, epoch);
+                } else if own {
+                    self.claim_ignored(record);
+                }
+            }
+            Body::Command { seq, .. } | Body::Renew { seq, .. } | Body::Release { seq, .. } => {
+                let leading = self.leading.as_mut().filter(|leading| leading.epoch == epoch);
+                match leading {
+                    Some(leading) if own && valid => leading.confirmed(*seq, offset, out),
+                    Some(leading) if own => leading.ignored(*seq, out),
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    fn lead(&mut self, now_ns: u64, epoch: Epoch) {
+        let candidate = self.candidate.take_if(|candidate| candidate.epoch == epoch);
+        // Without the time at which it was sent there is no lease: reads then wait for a record.
+        let sent_at_ns = candidate.map_or(0, |candidate| candidate.sent_at_ns);
+        self.leading = Some(Leading::begin(&self.settings, epoch, sent_at_ns, now_ns));
+    }
+
+    /// The candidate stays: another claim of the epoch may be on its way, and the lease runs from the first one.
+    fn claim_ignored(&mut self, record: &Record) {
+        if let Some(candidate) = &mut self.candidate {
+            let judged = |claim: &mut InFlightClaim| claim.entry == Entry::Ours(record.clone());
+            candidate.in_flight.take_if(judged);
+        }
+    }
+
+    fn delivered(&mut self, token: Token, offset: Offset) {
+        let claim = self
+            .candidate
+            .as_mut()
+            .and_then(|candidate| candidate.in_flight.as_mut());
+        if let Some(claim) = claim.filter(|claim| claim.token == token) {
+            claim.acknowledged = Some(offset);
+        } else if let Some(leading) = &mut self.leading {
+            leading.acknowledged(token, offset);
+        }
+    }
+
+    fn delivery_unknown(&mut self, token: Token, out: &mut Vec<Output>) {
+        if let Some(candidate) = &mut self.candidate {
+            candidate.in_flight.take_if(|claim| claim.token == token);
+        }
+        if let Some(leading) = self
+            .leading
+            .as_mut()
+            .filter(|leading| leading.has_in_flight(token))
+        {
+            leading.step_down(out);
+        }
+    }
+
+    fn write(
+        &mut self,
+        now_ns: u64,
+        id: RequestId,
+        effects: Vec<Effect>,
+        deadline_ns: u64,
+        out: &mut Vec<Output>,
+    ) {
+        let slot = self.settings.slot;
+        let answer = match (&self.frozen, &mut self.leading) {
+            (Some(reason), _) => Err(SlotError::Frozen {
+                slot,
+                reason: reason.clone(),
+            }),
+            (None, Some(leading)) => leading.write(now_ns, id, deadline_ns, effects),
+            (None, None) => Err(SlotError::NotLeader { slot }),
+        };
+        if let Err(error) = answer {
+            out.push(Output::WriteAnswer {
+                id,
+                answer: Err(error),
+            });
+        }
+    }
+
+    fn read(&mut self, now_ns: u64, id: RequestId, deadline_ns: u64, out: &mut Vec<Output>) {
+        let slot = self.settings.slot;
+        let by_lease = self.settings.reads_by_lease;
+        let answer = match (&self.frozen, &mut self.leading) {
+            (Some(reason), _) => Err(SlotError::Frozen {
+                slot,
+                reason: reason.clone(),
+            }),
+            (None, Some(leading)) => leading.read(now_ns, by_lease, id, deadline_ns),
+            (None, None) => Err(SlotError::NotLeader { slot }),
+        };
+        if let Some(answer) = answer.transpose() {
+            out.push(Output::ReadAnswer { id, answer });
+        }
+    }
+
+    fn freeze(&mut self, reason: String, out: &mut Vec<Output>) {
+        if self.frozen.is_some() {
+            return;
+        }
+        if let Some(leading) = &mut self.leading {
+            leading.step_down(out);
+        }
+        self.caught_up = false;
+        self.frozen = Some(reason.clone());
+        out.push(Output::Frozen(reason));
+    }
+
+    /// What follows from the new state, whatever the input was.
+    fn settle(&mut self, now_ns: u64, out: &mut Vec<Output>) {
+        self.observe_acknowledged(now_ns, out);
+        self.give_away(now_ns, out);
+        if let Some(leading) = &mut self.leading {
+            leading.pump(now_ns, &mut self.tokens, out);
+        }
+        self.claim(now_ns, out);
+        let place = self.serving_node();
+        if place != self.place {
+            self.place = place;
+            out.push(Output::Place(place));
+        }
+    }
+
+    /// Hands leadership over when the node stops or another should have it.
+    fn give_away(&mut self, now_ns: u64, out: &mut Vec<Output>) {
+        let me = self.settings.node;
+        let Some(leading) = self.leading.as_mut().filter(|leading| leading.serves()) else {
+            return;
+        };
+        let leaves = !self.hints.voters.is_empty() && !self.hints.voters.contains(&me);
+        if self.stopping || leaves {
+            match successor(me, &self.hints) {
+                Some(to) => leading.release(to, out),
+                None if self.stopping => leading.step_down(out),
+                None => {}
+            }
+            return;
+        }
+        let wait_ns =
+            HAND_OVER_AFTER_NS + spread(self.settings.slot, HAND_OVER_STEP_MS, HAND_OVER_STEPS);
+        let preferred = self.hints.preferred.filter(|node| *node != me);
+        if let Some(to) = preferred.filter(|node| self.hints.could_lead(*node))
+            && now_ns >= leading.led_since_ns + wait_ns
+        {
+            leading.release(to, out);
+        }
+    }
+
+    fn can_lead(&self) -> bool {
+        self.caught_up
+            && self.unverified.is_none()
+            && self.frozen.is_none()
+            && !self.stopping
+            && self.hints.memory_to_spare
+    }
+
+    fn claim(&mut self, now_ns: u64, out: &mut Vec<Output>) {
+        let me = Myself {
+            node: self.settings.node,
+            incarnation: self.settings.incarnation,
+            stepped_down: self
+                .leading
+                .as_ref()
+                .is_none_or(|leading| !leading.serves()),
+            leader_read_at_ns: self.leader_read_at_ns,
+        };
+        let from_ns = match vacancy(&self.position, &me, &self.hints) {
+            Vacancy::None => {
+                self.vacant_since_ns = None;
+                return;
+            }
+            Vacancy::Mine => now_ns,
+            Vacancy::Open { from_ns } => {
+                let Some(rank) = rank(me.node, &self.hints) else {
+                    return;
+                };
+                let since_ns = *self.vacant_since_ns.get_or_insert(now_ns);
+                from_ns.max(since_ns) + rank * CLAIM_STAGGER_NS
+            }
+        };
+        let waits = self
+            .candidate
+            .as_ref()
+            .is_some_and(|candidate| candidate.in_flight.is_some());
+        let fit =
+            self.can_lead() && self.hints.heartbeats_return && self.hints.voters.contains(&me.node);
+        if fit && !waits && now_ns >= from_ns {
+            self.send_claim(now_ns, out);
+        }
+    }
+
+    fn send_claim(&mut self, now_ns: u64, out: &mut Vec<Output>) {
+        let epoch = self.position.epoch.next();
+        let Settings {
+            log_id,
+            node,
+            incarnation,
+            lease_ms,
+            ..
+        } = self.settings;
+        let based_on = self.position.last_leader_offset;
+        let body = Body::Claim {
+            epoch,
+            node,
+            incarnation,
+            based_on,
+            lease_ms,
+        };
+        let record = Record { log_id, body };
+        let bytes = record.encode();
+        let token = Token::next(&mut self.tokens);
+        let earlier = self
+            .candidate
+            .take()
+            .filter(|candidate| candidate.epoch == epoch);
+        self.candidate = Some(Candidate {
+            epoch,
+            sent_at_ns: earlier.map_or(now_ns, |candidate| candidate.sent_at_ns),
+            in_flight: Some(InFlightClaim {
+                token,
+                entry: Entry::Ours(record),
+                checksum: checksum(&bytes),
+                acknowledged: None,
+            }),
+        });
+        out.push(Output::Append { token, bytes });
+    }
+
+    fn serving_node(&self) -> Option<NodeId> {
+        let (leader, _) = self
+            .position
+            .leader
+            .filter(|_| self.position.released_to.is_none())?;
+        let serves = if leader == self.settings.node {
+            self.leading.as_ref().is_some_and(Leading::serves)
+        } else {
+            self.hints.alive(leader)
+        };
+        serves.then_some(leader)
+    }
+}

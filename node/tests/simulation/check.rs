@@ -1,0 +1,213 @@
+//! What must hold after a run, found by judging the whole log once more.
+
+use std::collections::BTreeMap;
+
+use kvcluster_crds::Offset;
+use kvcluster_node::effect::{Applied, Effect, SlotPosition};
+use kvcluster_node::log::codec::{Body, Entry, checksum};
+use kvcluster_node::service::SlotError;
+use kvcluster_node::slot::protocol::{Verdict, judge};
+
+use super::Tally;
+use super::world::{Kind, LOG, World};
+
+/// The one history that the log tells.
+struct Truth {
+    applied: BTreeMap<i64, Applied>,
+    /// Number of the write → offset.
+    writes: BTreeMap<u64, i64>,
+    tally: Tally,
+}
+
+/// Checks everything; says what is wrong.
+pub(crate) fn check(world: &World) -> Result<Tally, String> {
+    if let Some(reason) = &world.frozen {
+        return Err(format!("a replica froze: {reason}"));
+    }
+    let truth = truth(world);
+    replicas_agree(world, &truth)?;
+    let mut tally = truth.tally;
+    tally.restarts = world.restarts;
+    answers_are_true(world, &truth, &mut tally)?;
+    order_is_real_time(world, &truth, &mut tally)?;
+    healed(world, &truth)?;
+    Ok(tally)
+}
+
+fn truth(world: &World) -> Truth {
+    let mut position = SlotPosition::start();
+    let mut truth = Truth {
+        applied: BTreeMap::new(),
+        writes: BTreeMap::new(),
+        tally: Tally::default(),
+    };
+    for (place, bytes) in world.log.iter().enumerate() {
+        let Some(bytes) = bytes else { continue };
+        let offset = Offset(place as i64);
+        let entry = Entry::read(bytes).expect("the simulation writes what can be read");
+        let valid = judge(&mut position, LOG, offset, &entry, checksum(bytes)) == Verdict::Valid;
+        let mut effects = Vec::new();
+        match entry {
+            _ if !valid => truth.tally.records_ignored += 1,
+            Entry::Ours(record) => match record.body {
+                Body::Claim { .. } => truth.tally.claims_won += 1,
+                Body::Release { .. } => truth.tally.releases += 1,
+                Body::Renew { .. } => {}
+                Body::Command {
+                    effects: changes, ..
+                } => {
+                    if let Some(Effect::Put { value, .. }) = changes.first() {
+                        let id = u64::from_be_bytes(value[..].try_into().expect("eight bytes"));
+                        assert!(
+                            truth.writes.insert(id, offset.0).is_none(),
+                            "{id} counts twice"
+                        );
+                    }
+                    effects = changes;
+                }
+            },
+            Entry::Foreign => {}
+        }
+        let slot = kvcluster_crds::SlotId(0);
+        let applied = Applied {
+            slot,
+            offset,
+            effects,
+            position: position.clone(),
+        };
+        truth.applied.insert(offset.0, applied);
+    }
+    truth
+}
+
+fn replicas_agree(world: &World, truth: &Truth) -> Result<(), String> {
+    for process in &world.processes {
+        let mut expected = truth.applied.values();
+        for applied in &process.applied {
+            if Some(applied) != expected.next() {
+                return Err(format!("node {} applied {applied:?}", process.node));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn answers_are_true(world: &World, truth: &Truth, tally: &mut Tally) -> Result<(), String> {
+    for (id, operation) in world.operations.iter().enumerate() {
+        let Kind::Write { answer } = &operation.kind else {
+            continue;
+        };
+        let stands = truth.writes.get(&(id as u64)).copied();
+        let right = match answer {
+            Some(Ok(offset)) => {
+                tally.writes_answered += 1;
+                stands == Some(offset.0)
+            }
+            None | Some(Err(SlotError::Unknown { .. })) => {
+                tally.writes_unknown += 1;
+                tally.writes_unknown_that_took_effect += u64::from(stands.is_some());
+                true
+            }
+            Some(Err(error)) => {
+                tally.writes_lost += u64::from(matches!(error, SlotError::Lost { .. }));
+                stands.is_none()
+            }
+        };
+        if !right {
+            return Err(format!(
+                "write {id} was answered {answer:?} and stands at {stands:?}"
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Linearizability of the one key: an operation that began after another had ended stands behind it, by version.
+fn order_is_real_time(world: &World, truth: &Truth, tally: &mut Tally) -> Result<(), String> {
+    // (begun, version, is a read, number) and (ended, version)
+    let mut begun = Vec::new();
+    let mut ended = Vec::new();
+    for (id, operation) in world.operations.iter().enumerate() {
+        match &operation.kind {
+            Kind::Write { answer } => {
+                let Some(version) = truth.writes.get(&(id as u64)) else {
+                    continue;
+                };
+                begun.push((operation.begun, *version, false, id));
+                if let (Some(Ok(_)), Some(end)) = (answer, operation.ended) {
+                    ended.push((end, *version));
+                }
+            }
+            Kind::Read {
+                version,
+                by_lease,
+                refused,
+                ..
+            } => {
+                tally.reads_refused_late += u64::from(*refused);
+                let (Some(version), Some(end)) = (version, operation.ended) else {
+                    continue;
+                };
+                *(if *by_lease {
+                    &mut tally.reads_by_lease
+                } else {
+                    &mut tally.reads_by_record
+                }) += 1;
+                begun.push((operation.begun, *version, true, id));
+                ended.push((end, *version));
+            }
+        }
+    }
+    begun.sort_unstable();
+    ended.sort_unstable();
+    let mut newest = -1;
+    let mut before = ended.into_iter().peekable();
+    for (time, version, read, id) in begun {
+        while let Some((_, seen)) = before.next_if(|(end, _)| *end < time) {
+            newest = newest.max(seen);
+        }
+        if version < newest || (version == newest && !read) {
+            let what = if read { "read" } else { "write" };
+            return Err(format!(
+                "{what} {id} has version {version}, behind {newest}"
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// When the faults are over, somebody leads, everybody is caught up, and writes are answered.
+fn healed(world: &World, truth: &Truth) -> Result<(), String> {
+    let last = world
+        .operations
+        .iter()
+        .rev()
+        .find_map(|operation| match &operation.kind {
+            Kind::Write { answer } => Some(answer),
+            Kind::Read { .. } => None,
+        });
+    if !matches!(last, Some(Some(Ok(_)))) {
+        return Err(format!("the last write was answered {last:?}"));
+    }
+    let leader = truth
+        .applied
+        .values()
+        .next_back()
+        .and_then(|last| last.position.leader);
+    if leader.is_none_or(|(node, _)| node.0 != 0) {
+        return Err(format!(
+            "the preferred leader is node 0, and {leader:?} leads"
+        ));
+    }
+    let end = truth.applied.keys().next_back().copied();
+    for process in world.running() {
+        let applied = process.applied.last().map(|applied| applied.offset.0);
+        if applied != end || !process.view.caught_up {
+            return Err(format!(
+                "node {} stands at {applied:?} of {end:?}",
+                process.node
+            ));
+        }
+    }
+    Ok(())
+}
