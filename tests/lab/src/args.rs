@@ -21,7 +21,11 @@ pub enum Command {
     /// Run Kafka, PostgreSQL and store nodes as plain processes on 127.0.0.1, until `down`
     Local(LocalOptions),
     /// Stop and remove everything that the lab started
-    Down,
+    Down {
+        /// Only this: the cluster, or the plain processes
+        #[arg(long, value_enum)]
+        only: Option<Mode>,
+    },
     /// Say what runs and where
     Status {
         /// As one JSON object

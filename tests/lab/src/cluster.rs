@@ -127,6 +127,25 @@ impl Cluster {
     }
 }
 
+/// Refuses when a port is taken by anything but the cluster itself.
+pub fn check_ports_before(layout: &Layout) -> Result<()> {
+    if let Some(engine) = Engine::running()
+        && !Cluster::of(layout, &engine, PathBuf::new())
+            .nodes()?
+            .is_empty()
+    {
+        return Ok(());
+    }
+    check_ports(&ports())
+}
+
+fn ports() -> Vec<(u16, String)> {
+    PORTS
+        .iter()
+        .map(|(port, purpose)| (*port, (*purpose).to_owned()))
+        .collect()
+}
+
 /// Brings the cluster up, or leaves it alone if it answers.
 pub fn ensure(
     layout: &Layout,
@@ -145,11 +164,7 @@ pub fn ensure(
             cluster.delete(&log)
         })?;
     }
-    let ports: Vec<_> = PORTS
-        .iter()
-        .map(|(port, purpose)| (*port, (*purpose).to_owned()))
-        .collect();
-    check_ports(&ports)?;
+    check_ports(&ports())?;
     let image = if pull {
         PUBLIC_NODE_IMAGE
     } else {

@@ -1,6 +1,6 @@
 //! The store in the cluster: images into the nodes, both charts by helm, the sample manifest, and its first use.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use crate::build::{own, service_images};
 use crate::cache::Layout;
 use crate::cluster::Cluster;
 use crate::local::nodes::MANIFEST;
-use crate::progress::{Progress, Step};
+use crate::progress::Progress;
 use crate::{shell, smoke};
 
 /// The store's Service from outside; see the ports in `kind.yaml`.
@@ -29,88 +29,89 @@ const SAMPLE_LIMIT: Duration = Duration::from_mins(3);
 const OPERATOR_NAMESPACE: &str = "kvcluster-system";
 const SERVICES_NAMESPACE: &str = "kvcluster-dev";
 
-/// Installs everything, or brings it up to date, and uses it once.
-pub fn run(layout: &Layout, progress: &Progress, cluster: &Cluster, helm: &Path) -> Result<()> {
-    let deploy = Deploy {
-        layout,
-        cluster,
-        helm: helm.to_owned(),
-        log: layout.log("deploy"),
-    };
-    let (service_node, workers) = deploy.workers()?;
-    let changed = progress.step("load images into the nodes", |step| {
-        deploy.load(step, &service_node, &workers)
-    })?;
-    progress.step("install Kafka and PostgreSQL", |_| {
-        deploy.services(&service_node)
-    })?;
-    progress.step("install the operator", |_| deploy.operator(&changed))?;
-    progress.step(
-        "apply the sample manifest and wait until it is ready",
-        |_| deploy.sample(),
-    )?;
-    if changed.contains(&own::NODE_TAG) {
-        progress.step("restart the store's nodes with the new image", |_| {
-            deploy.restart_nodes()
-        })?;
-    }
-    progress.step("write and read through the Service", |_| {
-        smoke::run(SERVICE_URL)
-    })
-}
-
-struct Deploy<'a> {
+/// What installs charts into a cluster.
+#[derive(Debug)]
+pub struct Deploy<'a> {
     layout: &'a Layout,
+    progress: &'a Progress,
     cluster: &'a Cluster,
     helm: PathBuf,
     log: PathBuf,
 }
 
-impl Deploy<'_> {
-    /// The worker that keeps the data of Kafka and PostgreSQL, and all workers.
-    fn workers(&self) -> Result<(String, Vec<String>)> {
+impl<'a> Deploy<'a> {
+    /// Into this cluster, with this helm.
+    pub fn new(
+        layout: &'a Layout,
+        progress: &'a Progress,
+        cluster: &'a Cluster,
+        helm: PathBuf,
+    ) -> Self {
+        Self {
+            layout,
+            progress,
+            cluster,
+            helm,
+            log: layout.log("deploy"),
+        }
+    }
+
+    /// Kafka and PostgreSQL, installed or brought up to date.
+    pub fn services(&self) -> Result<()> {
+        self.progress.step("install Kafka and PostgreSQL", |step| {
+            let workers = self.workers()?;
+            let node = workers.first().context("the cluster has no worker")?;
+            step.detail("load images into the node");
+            let tags = [service_images::KAFKA_TAG, service_images::POSTGRES_TAG];
+            self.cluster.load(node, &tags, &self.log)?;
+            step.detail("install the chart");
+            // The cluster may have no provisioner of volumes; a folder of one node outlives the pods too.
+            let place = format!("hostPath.node={node}");
+            let kafka = format!("kafka.image={}", service_images::KAFKA_TAG);
+            let postgres = format!("postgres.image={}", service_images::POSTGRES_TAG);
+            let values = ["storage=hostPath", &place, &kafka, &postgres];
+            self.install("kvcluster-dev", SERVICES_NAMESPACE, &values)?;
+            ["statefulset/kafka", "statefulset/postgres"]
+                .iter()
+                .try_for_each(|workload| {
+                    step.detail(workload);
+                    self.wait_rollout(SERVICES_NAMESPACE, workload)
+                })
+        })
+    }
+
+    /// Operator and sample, installed or brought up to date, and used once.
+    pub fn store(&self) -> Result<()> {
+        let progress = self.progress;
+        let changed = progress.step("load the store's images into the nodes", |step| {
+            let mut changed = Vec::new();
+            for worker in self.workers()? {
+                step.detail(&worker);
+                let tags = [own::OPERATOR_TAG, own::NODE_TAG];
+                changed.extend(self.cluster.load(&worker, &tags, &self.log)?);
+            }
+            Ok(changed)
+        })?;
+        progress.step("install the operator", |_| self.operator(&changed))?;
+        progress.step(
+            "apply the sample manifest and wait until it is ready",
+            |_| self.sample(),
+        )?;
+        if changed.contains(&own::NODE_TAG) {
+            let title = "run the new image in the store's nodes";
+            progress.step(title, |_| self.restart_nodes())?;
+        }
+        progress.step("write and read through the Service", |_| {
+            smoke::run(SERVICE_URL)
+        })
+    }
+    /// The nodes that run pods. Kafka and PostgreSQL have their data on the first.
+    fn workers(&self) -> Result<Vec<String>> {
         let nodes = self.cluster.nodes()?;
-        let workers: Vec<String> = nodes
+        Ok(nodes
             .into_iter()
             .filter(|name| !name.ends_with("control-plane"))
-            .collect();
-        let first = workers
-            .first()
-            .context("the cluster has no worker")?
-            .clone();
-        Ok((first, workers))
-    }
-
-    fn load(
-        &self,
-        step: &Step,
-        service_node: &str,
-        workers: &[String],
-    ) -> Result<Vec<&'static str>> {
-        let services = [service_images::KAFKA_TAG, service_images::POSTGRES_TAG];
-        step.detail(service_node);
-        self.cluster.load(service_node, &services, &self.log)?;
-        let mut changed = Vec::new();
-        for worker in workers {
-            step.detail(worker);
-            changed.extend(self.cluster.load(
-                worker,
-                &[own::OPERATOR_TAG, own::NODE_TAG],
-                &self.log,
-            )?);
-        }
-        Ok(changed)
-    }
-
-    fn services(&self, node: &str) -> Result<()> {
-        let place = format!("hostPath.node={node}");
-        let kafka = format!("kafka.image={}", service_images::KAFKA_TAG);
-        let postgres = format!("postgres.image={}", service_images::POSTGRES_TAG);
-        let values = ["storage=hostPath", &place, &kafka, &postgres];
-        self.install("kvcluster-dev", SERVICES_NAMESPACE, &values)?;
-        ["statefulset/kafka", "statefulset/postgres"]
-            .iter()
-            .try_for_each(|workload| self.wait_rollout(SERVICES_NAMESPACE, workload))
+            .collect())
     }
 
     fn operator(&self, changed: &[&str]) -> Result<()> {

@@ -9,13 +9,21 @@ use crate::cluster::Cluster;
 use crate::engine::{Engine, daemon};
 use crate::local;
 use crate::progress::Progress;
+use crate::status::Mode;
 
-/// Stops and removes everything that runs.
-pub fn run(layout: &Layout, progress: &Progress) -> Result<()> {
+/// Stops and removes everything that runs, or only one of the two.
+pub fn run(layout: &Layout, progress: &Progress, only: Option<Mode>) -> Result<()> {
     let _lock = layout.lock()?;
-    local::stop(layout, progress)?;
-    kind(layout, progress)?;
-    cache::remove(&layout.run(""))
+    match only {
+        Some(Mode::Local) => local::stop(layout, progress),
+        Some(Mode::Kind) => kind(layout, progress),
+        Some(Mode::None) => Ok(()),
+        None => {
+            local::stop(layout, progress)?;
+            kind(layout, progress)?;
+            cache::remove(&layout.run(""))
+        }
+    }
 }
 
 /// Removes the cluster, and the engine if it is the lab's own. The caller holds the lock.

@@ -43,6 +43,6 @@ pub fn run(args: Args) -> Result<bool> {
         Command::Bench { arguments } => suites::bench(&layout, &arguments),
         Command::Start { name } => local::start_part(&layout, &progress, &name).map(|()| true),
         Command::Kill { name, signal } => local::kill_part(&layout, &name, &signal).map(|()| true),
-        Command::Down => down::run(&layout, &progress).map(|()| true),
+        Command::Down { only } => down::run(&layout, &progress, only).map(|()| true),
     }
 }

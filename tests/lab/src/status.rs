@@ -19,6 +19,7 @@ pub enum Mode {
     /// Plain processes.
     Local,
     /// Nothing.
+    #[value(skip)]
     None,
 }
 

@@ -15,6 +15,7 @@ use crate::build::go::HELM;
 use crate::cache::Layout;
 use crate::cluster::Cluster;
 use crate::local::{self, parts::Lab};
+use crate::machine::packages;
 use crate::progress::Progress;
 use crate::suites::report::{Counts, Line};
 use crate::suites::table::{Need, Suite, Work};
@@ -164,6 +165,7 @@ impl Runner<'_> {
             Work::Structure => return structure::check(self.layout, log),
             Work::Commands(commands) => commands,
         };
+        packages::ensure(self.layout, suite.packages)?;
         let mut commands_passed = 0;
         for words in commands {
             self.command(words, suite.need, log)?;

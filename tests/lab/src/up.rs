@@ -2,37 +2,75 @@
 
 use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 
-use crate::build::go::HELM;
-use crate::build::{node_image, own, service_images};
+use crate::build::go::{HELM, KIND, KUBERNETES};
+use crate::build::{kafka, node_image, own, service_images};
 use crate::cache::Layout;
 use crate::cluster::{self, Cluster};
-use crate::deploy;
+use crate::deploy::{self, Deploy};
 use crate::engine::Engine;
-use crate::machine::check_disk;
-use crate::machine::tools;
+use crate::machine::tools::{self, Tool};
+use crate::machine::{check_disk, is_root};
 use crate::progress::{Progress, seconds};
 
 /// What a cold `up` needs: caches, images and what the cluster itself writes come to about 9 GiB.
-const NEEDED_BYTES: u64 = 12 << 30;
+const NEEDED_COLD_BYTES: u64 = 12 << 30;
+/// What a warm one needs: the cluster's own data.
+const NEEDED_WARM_BYTES: u64 = 4 << 30;
 
 /// Brings everything up and prints the next steps.
 pub fn run(layout: &Layout, progress: &Progress) -> Result<()> {
     let _lock = layout.lock()?;
-    check_disk(layout.root(), NEEDED_BYTES)?;
+    check_machine(layout)?;
     let engine = Engine::ensure(layout, progress)?;
     let pull = engine.can_pull();
     if !pull {
+        check_builders(layout)?;
         node_image::ensure(layout, progress, &engine)?;
     }
     service_images::ensure(layout, progress, &engine, pull)?;
-    let programs = own::programs(layout, progress)?;
-    own::images(layout, progress, &engine, &programs)?;
     let helm = HELM.built(layout, progress)?;
     let cluster = cluster::ensure(layout, progress, &engine, pull)?;
-    deploy::run(layout, progress, &cluster, &helm)?;
+    let deploy = Deploy::new(layout, progress, &cluster, helm);
+    deploy.services()?;
+    let programs = own::programs(layout, progress)?;
+    own::images(layout, progress, &engine, &programs)?;
+    deploy.store()?;
     next_steps(progress, &cluster);
+    Ok(())
+}
+
+/// Everything that would make `up` fail late is looked at first.
+fn check_machine(layout: &Layout) -> Result<()> {
+    let is_warm = layout.root().join("docker").exists() || KIND.is_built(layout);
+    let needed = if is_warm {
+        NEEDED_WARM_BYTES
+    } else {
+        NEEDED_COLD_BYTES
+    };
+    check_disk(layout.root(), needed)?;
+    tools::require(&[Tool::Cargo])?;
+    if !KIND.is_built(layout) || !HELM.is_built(layout) {
+        tools::require(&[Tool::Go])?;
+    }
+    cluster::check_ports_before(layout)
+}
+
+/// Where no image can be pulled, more is built, and building needs root.
+fn check_builders(layout: &Layout) -> Result<()> {
+    if !kafka::is_fetched(layout) {
+        tools::require(&[Tool::Java, Tool::Maven])?;
+    }
+    if !KUBERNETES.is_built(layout) {
+        tools::require(&[Tool::Go])?;
+    }
+    if !is_root() {
+        bail!(
+            "the engine can pull no image, and only root can build them: give the engine a way to \
+             a registry, or run `sudo cargo lab up`, or use `cargo lab local`, which needs none"
+        );
+    }
     Ok(())
 }
 

@@ -92,6 +92,11 @@ impl Program {
         format!("{}-{hash}", self.version)
     }
 
+    /// Whether it is there already.
+    pub fn is_built(&self, layout: &Layout) -> bool {
+        layout.artifact(self.name, &self.key()).is_dir()
+    }
+
     /// The program's file; builds it if it is not there.
     pub fn built(&self, layout: &Layout, progress: &Progress) -> Result<PathBuf> {
         let key = self.key();

@@ -18,10 +18,15 @@ pub const RECIPE: &str = include_str!("../../recipes/kafka/pom.xml");
 /// Copies a project's dependencies; pinned, so that the same recipe gives the same jars.
 const COPY_GOAL: &str = "org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy-dependencies";
 
+/// Whether the jars are there already.
+pub fn is_fetched(layout: &Layout) -> bool {
+    layout.artifact("kafka", &key()).is_dir()
+}
+
 /// The folder with Kafka's jars, its tools and a logger.
 pub fn jars(layout: &Layout, progress: &Progress) -> Result<PathBuf> {
-    let key = format!("{VERSION}-{}", key_of(&[RECIPE]));
-    if layout.artifact("kafka", &key).is_dir() {
+    let key = key();
+    if is_fetched(layout) {
         return Ok(layout.artifact("kafka", &key).join("libs"));
     }
     require(&[Tool::Java, Tool::Maven])?;
@@ -47,6 +52,10 @@ pub fn jars(layout: &Layout, progress: &Progress) -> Result<PathBuf> {
         })
     })?;
     Ok(made.join("libs"))
+}
+
+fn key() -> String {
+    format!("{VERSION}-{}", key_of(&[RECIPE]))
 }
 
 #[cfg(test)]

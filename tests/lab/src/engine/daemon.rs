@@ -25,13 +25,16 @@ const START_LIMIT: Duration = Duration::from_mins(1);
 const STOP_LIMIT: Duration = Duration::from_secs(45);
 const FORWARDING: &str = "/proc/sys/net/ipv4/ip_forward";
 
+/// Where every engine looks for plug-ins; it makes the folder.
+const PLUGINS: &str = "/run/docker/plugins";
+
 /// What the machine looked like before.
 #[derive(Debug, Serialize, Deserialize)]
 struct Before {
     pid: u32,
     ip_forward: String,
     forward_policy: String,
-    had_no_rules: bool,
+    had_plugins: bool,
 }
 
 /// The address of the lab's own engine, whether it runs or not.
@@ -77,7 +80,7 @@ pub fn start(layout: &Layout) -> Result<()> {
         pid: child.id(),
         ip_forward,
         forward_policy: rules::forward_policy(&saved).to_owned(),
-        had_no_rules: rules::is_empty(&saved),
+        had_plugins: Path::new(PLUGINS).exists(),
     };
     cache::write(&notes(), serde_json::to_string(&before)?)?;
     let answer = shell::wait_for("an answer of the container engine", START_LIMIT, || {
@@ -122,6 +125,11 @@ pub fn stop(layout: &Layout) -> Result<()> {
     cache::write(Path::new(FORWARDING), &before.ip_forward)?;
     unmount_below(&[layout.root().join("docker"), PathBuf::from(FOLDER)])?;
     remove_control_groups();
+    if !before.had_plugins {
+        // Empty folders that every engine makes; they stay if somebody put something in.
+        let _ = fs::remove_dir(PLUGINS);
+        let _ = Path::new(PLUGINS).parent().map(fs::remove_dir);
+    }
     cache::remove(Path::new(FOLDER))
 }
 

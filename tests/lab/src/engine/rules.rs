@@ -35,18 +35,6 @@ pub fn forward_policy(saved: &str) -> &str {
         .unwrap_or("ACCEPT")
 }
 
-/// Whether a save text holds no rule, no chain of anybody's and no policy but the kernel's own.
-pub fn is_empty(saved: &str) -> bool {
-    saved.lines().all(|line| {
-        let words: Vec<&str> = line.split_whitespace().collect();
-        match words.as_slice() {
-            [chain, policy, ..] if chain.starts_with(':') => *policy == "ACCEPT",
-            [first, ..] => !first.starts_with('-'),
-            [] => true,
-        }
-    })
-}
-
 fn is_engine_chain(name: &str) -> bool {
     name == "DOCKER"
         || name.starts_with("DOCKER-")
@@ -80,12 +68,5 @@ mod tests {
     fn the_policy_from_before_is_known() {
         assert_eq!(forward_policy(SAVED), "DROP");
         assert_eq!(forward_policy(""), "ACCEPT");
-    }
-
-    #[test]
-    fn a_table_without_rules_is_empty() {
-        assert!(is_empty("# x\n*nat\n:PREROUTING ACCEPT [0:0]\nCOMMIT\n"));
-        assert!(!is_empty(SAVED));
-        assert!(!is_empty("*nat\n:MINE - [0:0]\nCOMMIT\n"));
     }
 }
