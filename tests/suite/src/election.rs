@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use kvcluster_crds::{NodeStatus, SlotRole};
 
-use crate::lab::Lab;
+use crate::lab::{self, Lab};
 use crate::poll;
 
 /// Slot → the node that leads it.
@@ -37,25 +37,24 @@ pub fn leaders_of(reports: &[NodeStatus]) -> Result<Leaders> {
 
 /// Waits until each slot has one leader among the nodes but `without`, and all of these have caught up.
 pub fn settled(lab: &Lab, without: Option<u32>, limit: Duration) -> Result<Leaders> {
-    poll::until(
-        limit,
-        "one leader for each slot, and replicas that caught up",
-        || {
-            let nodes = lab.nodes.iter().filter(|node| Some(node.id) != without);
-            let reports = nodes
-                .map(crate::lab::Node::status)
-                .collect::<Result<Vec<_>>>()?;
-            let leaders = leaders_of(&reports)?;
-            for report in &reports {
-                let behind = report
-                    .slots
-                    .iter()
-                    .find(|slot| !slot.caught_up || slot.frozen.is_some());
-                ensure!(behind.is_none(), "node {}: {behind:?}", report.node);
-            }
-            Ok(Some(leaders))
-        },
-    )
+    let what = "one leader for each slot, and replicas that caught up";
+    poll::until(limit, what, || {
+        let nodes = lab.nodes.iter().filter(|node| Some(node.id) != without);
+        let reports = nodes.map(lab::Node::status).collect::<Result<Vec<_>>>()?;
+        settled_leaders(&reports).map(Some)
+    })
+}
+
+/// The leaders among some reports; fails also while a replica is behind or frozen.
+pub fn settled_leaders(reports: &[NodeStatus]) -> Result<Leaders> {
+    for report in reports {
+        let behind = report
+            .slots
+            .iter()
+            .find(|slot| !slot.caught_up || slot.frozen.is_some());
+        ensure!(behind.is_none(), "node {}: {behind:?}", report.node);
+    }
+    leaders_of(reports)
 }
 
 /// The node that leads most slots.

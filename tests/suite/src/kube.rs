@@ -4,6 +4,8 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use kvcluster_crds::NodeStatus;
+use kvcluster_crds::names::PORT_ADMIN;
 use serde_json::Value;
 
 use crate::lab::Lab;
@@ -139,6 +141,28 @@ impl Kubectl {
             &format!("the end of {kind} {namespace}/{name}"),
             || Ok(self.get(namespace, kind, name)?.is_none().then_some(())),
         )
+    }
+
+    /// What a node reports on its admin port, through the API server.
+    pub fn node_status(&self, namespace: &str, pod: &str) -> Result<NodeStatus> {
+        let path = format!("/api/v1/namespaces/{namespace}/pods/{pod}:{PORT_ADMIN}/proxy/status");
+        serde_json::from_str(&self.run(&["get", "--raw", &path])?).context("/status gave no status")
+    }
+
+    /// A value of a Secret.
+    pub fn secret(&self, namespace: &str, name: &str, key: &str) -> Result<String> {
+        let template = format!("{{{{index .data \"{key}\" | base64decode}}}}");
+        let output = format!("go-template={template}");
+        self.run(&["-n", namespace, "get", "secret", name, "-o", &output])
+    }
+
+    /// How often the first container of a pod was started again.
+    pub fn restarts(&self, namespace: &str, pod: &str) -> Result<u64> {
+        let object = self
+            .get(namespace, "pod", pod)?
+            .with_context(|| format!("no pod {pod}"))?;
+        let restarts = object["status"]["containerStatuses"][0]["restartCount"].as_u64();
+        restarts.context("the pod has no container yet")
     }
 
     /// Kills the first container of a pod with SIGKILL, from the machine that runs the Kubernetes nodes as containers: from

@@ -9,10 +9,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::http::{Answer, Connection, Failure};
 use crate::percent::encode;
+use crate::poll;
 
 /// Pause after a refused or broken attempt: long enough that a store in an election is not flooded, short against it.
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
@@ -113,6 +114,47 @@ impl Load {
         Ok(Report {
             attempts,
             took: begin.elapsed(),
+        })
+    }
+}
+
+/// Something that a test does while a load runs.
+pub struct Step<'a> {
+    /// When: at this percentage of the rows.
+    pub percent: usize,
+    /// What.
+    pub act: Box<dyn Fn() -> Result<()> + 'a>,
+}
+
+impl<'a> Step<'a> {
+    /// `act` at `percent` of the load.
+    pub fn new(percent: usize, act: impl Fn() -> Result<()> + 'a) -> Self {
+        Self {
+            percent,
+            act: Box::new(act),
+        }
+    }
+}
+
+impl Load {
+    /// Runs the load, and each step when the load has come that far; a step must be reached within the row limit.
+    pub fn run_with(&self, rows: &[(String, String)], steps: &[Step<'_>]) -> Result<Report> {
+        let progress = Progress::default();
+        thread::scope(|scope| {
+            let running = scope.spawn(|| self.run(rows, &progress));
+            for step in steps {
+                let wanted = rows.len() * step.percent / 100;
+                poll::until(
+                    self.row_limit,
+                    &format!("{} % of the load", step.percent),
+                    || {
+                        ensure!(!running.is_finished(), "the load has ended");
+                        Ok((progress.get() >= wanted).then_some(()))
+                    },
+                )?;
+                (step.act)()?;
+            }
+            running.join().ok().context("the load panicked")?
         })
     }
 }

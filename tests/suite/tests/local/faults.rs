@@ -3,23 +3,17 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::Result;
 use kvcluster_suite::check;
 use kvcluster_suite::lab;
-use kvcluster_suite::load::{Load, Progress, Report};
-use kvcluster_suite::{election, poll, unicode};
+use kvcluster_suite::load::{Load, Step};
+use kvcluster_suite::{election, unicode};
 
 use crate::support::{SETTLE_LIMIT, empty_store, expect_everywhere};
 
 const CONNECTIONS: usize = 32;
 /// Longest time until the load has come as far as the next fault; it stands still while Kafka is away.
 const STEP_LIMIT: Duration = Duration::from_secs(120);
-
-/// At which percentage of the load what happens.
-enum Fault {
-    Kill(String),
-    Start(String),
-}
 
 #[test]
 fn a_killed_part_loses_nothing_and_doubles_nothing() -> Result<()> {
@@ -29,20 +23,20 @@ fn a_killed_part_loses_nothing_and_doubles_nothing() -> Result<()> {
     let node = format!("node-{}", election::busiest(&leaders));
     let topic = lab.names().log_topic();
     let before = check::decode_log(lab.kafka()?, &topic)?;
-    let faults = [
-        (15, Fault::Kill(node.clone())),
-        (30, Fault::Start(node)),
-        (45, Fault::Kill("kafka-0".to_owned())),
-        (45, Fault::Start("kafka-0".to_owned())),
-        (60, Fault::Kill("postgres".to_owned())),
-        (75, Fault::Start("postgres".to_owned())),
+    let steps = [
+        Step::new(15, || lab::kill(&node)),
+        Step::new(30, || lab::start(&node)),
+        Step::new(45, || lab::kill("kafka-0")),
+        Step::new(45, || lab::start("kafka-0")),
+        Step::new(60, || lab::kill("postgres")),
+        Step::new(75, || lab::start("postgres")),
     ];
     let load = Load {
         targets: lab.urls()?,
         connections: CONNECTIONS,
         row_limit: STEP_LIMIT,
     };
-    let report = run_with(&load, &rows, &faults)?;
+    let report = load.run_with(&rows, &steps)?;
     println!("faults: {}", report.line());
 
     election::settled(&lab, None, SETTLE_LIMIT)?;
@@ -58,24 +52,4 @@ fn a_killed_part_loses_nothing_and_doubles_nothing() -> Result<()> {
         "{puts} put effects are in the log, not {possible:?}"
     );
     Ok(())
-}
-
-/// Runs the load and lets each fault happen when the load has come that far.
-fn run_with(load: &Load, rows: &[(String, String)], faults: &[(usize, Fault)]) -> Result<Report> {
-    let progress = Progress::default();
-    std::thread::scope(|scope| {
-        let running = scope.spawn(|| load.run(rows, &progress));
-        for (percent, fault) in faults {
-            let wanted = rows.len() * percent / 100;
-            poll::until(STEP_LIMIT, &format!("{percent} % of the load"), || {
-                ensure!(!running.is_finished(), "the load has ended");
-                Ok((progress.get() >= wanted).then_some(()))
-            })?;
-            match fault {
-                Fault::Kill(part) => lab::kill(part)?,
-                Fault::Start(part) => lab::start(part)?,
-            }
-        }
-        running.join().ok().context("the load panicked")?
-    })
 }
