@@ -60,7 +60,7 @@ pub struct NodeEntry {
 }
 
 /// Why bytes are not an assignment, or an assignment is not usable.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum AssignmentError {
     /// No magic: some other program's record.
     #[error("not an assignment record")]
@@ -93,7 +93,9 @@ impl Assignment {
 
     /// The assignment in a record, checked.
     pub fn decode(record: &[u8]) -> Result<Self, AssignmentError> {
-        let (magic, rest) = record.split_first_chunk::<4>().ok_or(AssignmentError::Foreign)?;
+        let (magic, rest) = record
+            .split_first_chunk::<4>()
+            .ok_or(AssignmentError::Foreign)?;
         if magic != MAGIC {
             return Err(AssignmentError::Foreign);
         }
@@ -101,7 +103,9 @@ impl Assignment {
         if format > FORMAT {
             return Err(AssignmentError::TooNew(format));
         }
-        let (checksum, body) = rest.split_first_chunk::<8>().ok_or(AssignmentError::Checksum)?;
+        let (checksum, body) = rest
+            .split_first_chunk::<8>()
+            .ok_or(AssignmentError::Checksum)?;
         if u64::from_be_bytes(*checksum) != xxh3_64(body) {
             return Err(AssignmentError::Checksum);
         }
@@ -134,7 +138,9 @@ impl Assignment {
         for (number, slot) in self.slots.iter().enumerate() {
             let mut replicas: Vec<_> = slot.voters.iter().chain(&slot.learners).collect();
             if let Some(stranger) = replicas.iter().find(|id| ids.binary_search(id).is_err()) {
-                return wrong(format!("slot {number} has node {stranger}, which is not listed"));
+                return wrong(format!(
+                    "slot {number} has node {stranger}, which is not listed"
+                ));
             }
             if !slot.voters.contains(&slot.preferred_leader) {
                 return wrong(format!("slot {number}: the preferred leader is no voter"));
@@ -231,7 +237,10 @@ mod tests {
             assert!(Assignment::decode(&damaged).is_err(), "byte {place}");
         }
         for length in 0..record.len() {
-            assert!(Assignment::decode(&record[..length]).is_err(), "cut at {length}");
+            assert!(
+                Assignment::decode(&record[..length]).is_err(),
+                "cut at {length}"
+            );
         }
     }
 
@@ -245,7 +254,10 @@ mod tests {
         leader.slots[0].preferred_leader = NodeId(5);
         for table in [stranger, twice, leader] {
             let answer = Assignment::decode(&table.encode());
-            assert!(matches!(answer, Err(AssignmentError::Inconsistent(_))), "{answer:?}");
+            assert!(
+                matches!(answer, Err(AssignmentError::Inconsistent(_))),
+                "{answer:?}"
+            );
         }
     }
 
@@ -253,7 +265,8 @@ mod tests {
     fn only_what_builds_on_the_newest_counts() {
         let mut log = AssignmentLog::default();
         let mut see = |offset, table: &Assignment| {
-            log.observe("uid", Offset(offset), &table.encode()).expect("decodes")
+            log.observe("uid", Offset(offset), &table.encode())
+                .expect("decodes")
         };
         assert!(see(0, &assignment(1, None)));
         assert!(!see(1, &assignment(1, None)), "a second first one");
@@ -263,12 +276,19 @@ mod tests {
         let mut foreign = assignment(4, Some(4));
         foreign.cluster_uid = "other".to_owned();
         assert!(!see(5, &foreign));
-        assert_eq!(log.newest().map(|(offset, table)| (offset.0, table.version)), Some((4, 3)));
+        assert_eq!(
+            log.newest()
+                .map(|(offset, table)| (offset.0, table.version)),
+            Some((4, 3))
+        );
     }
 
     #[test]
     fn the_first_record_left_by_the_trim_counts() {
         let mut log = AssignmentLog::default();
-        assert!(log.observe("uid", Offset(9), &assignment(6, Some(4)).encode()).expect("decodes"));
+        assert!(
+            log.observe("uid", Offset(9), &assignment(6, Some(4)).encode())
+                .expect("decodes")
+        );
     }
 }

@@ -151,7 +151,13 @@ mod tests {
 
     #[test]
     fn hex_ids_refuse_other_text() {
-        for text in ["", "1", "+0abcdef00000001", "00abcdef000000012", "00abcdef0000000g"] {
+        for text in [
+            "",
+            "1",
+            "+0abcdef00000001",
+            "00abcdef000000012",
+            "00abcdef0000000g",
+        ] {
             assert!(text.parse::<LogId>().is_err(), "{text:?} must be refused");
         }
     }

@@ -35,7 +35,10 @@ pub struct ClusterNames {
 impl ClusterNames {
     /// Names of cluster `cluster` in Kubernetes namespace `namespace`.
     pub fn new(namespace: impl Into<String>, cluster: impl Into<String>) -> Self {
-        Self { namespace: namespace.into(), cluster: cluster.into() }
+        Self {
+            namespace: namespace.into(),
+            cluster: cluster.into(),
+        }
     }
 
     /// Kubernetes namespace of the cluster.
@@ -98,13 +101,21 @@ impl ClusterNames {
 
     /// Address of a node for its peers, `host:port`.
     pub fn peer_address(&self, node: NodeId) -> String {
-        format!("{}.{}.{}.svc:{PORT_HTTP}", self.pod(node), self.peer_service(), self.namespace)
+        format!(
+            "{}.{}.{}.svc:{PORT_HTTP}",
+            self.pod(node),
+            self.peer_service(),
+            self.namespace
+        )
     }
 
     /// Labels that select all pods of the cluster.
     pub fn selector(&self) -> BTreeMap<String, String> {
         BTreeMap::from([
-            ("app.kubernetes.io/name".to_owned(), "kvcluster-node".to_owned()),
+            (
+                "app.kubernetes.io/name".to_owned(),
+                "kvcluster-node".to_owned(),
+            ),
             (LABEL_CLUSTER.to_owned(), self.cluster.clone()),
         ])
     }
@@ -119,8 +130,14 @@ impl ClusterNames {
     /// Labels of every object of the cluster.
     pub fn labels(&self) -> BTreeMap<String, String> {
         let mut labels = self.selector();
-        labels.insert("app.kubernetes.io/managed-by".to_owned(), MANAGED_BY.to_owned());
-        labels.insert("app.kubernetes.io/instance".to_owned(), self.cluster.clone());
+        labels.insert(
+            "app.kubernetes.io/managed-by".to_owned(),
+            MANAGED_BY.to_owned(),
+        );
+        labels.insert(
+            "app.kubernetes.io/instance".to_owned(),
+            self.cluster.clone(),
+        );
         labels
     }
 }
@@ -155,6 +172,9 @@ mod tests {
         let names = ClusterNames::new("default", "demo");
         assert_eq!(names.log_topic(), "default.demo.log");
         assert_eq!(names.pod(NodeId(2)), "demo-2-0");
-        assert_eq!(names.peer_address(NodeId(1)), "demo-1-0.demo-peers.default.svc:8080");
+        assert_eq!(
+            names.peer_address(NodeId(1)),
+            "demo-1-0.demo-peers.default.svc:8080"
+        );
     }
 }

@@ -12,7 +12,10 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    for place in ["yaml/kvcluster.yaml", "../charts/kvcluster/crds/kvcluster.yaml"] {
+    for place in [
+        "yaml/kvcluster.yaml",
+        "../charts/kvcluster/crds/kvcluster.yaml",
+    ] {
         let path = root.join(place);
         let made = path.parent().map_or(Ok(()), std::fs::create_dir_all);
         if let Err(error) = made.and_then(|()| std::fs::write(&path, &yaml)) {

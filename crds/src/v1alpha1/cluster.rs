@@ -1,6 +1,11 @@
 //! The `KvCluster` resource. Every rule that the API server can check stands here as CEL or schema, so that bad input is
 //! refused at `kubectl apply` with a sentence that names the field and the remedy.
 
+#![allow(
+    unreachable_pub,
+    reason = "the schema derive makes a public twin of a struct where nothing can reach it"
+)]
+
 use k8s_openapi::api::core::v1::ResourceRequirements;
 use kube::{CustomResource, KubeSchema};
 use serde::{Deserialize, Serialize};
@@ -22,6 +27,7 @@ use super::status::KvClusterStatus;
     category = "all",
     namespaced,
     status = "KvClusterStatus",
+    cel,
     derive = "PartialEq",
     scale(
         spec_replicas_path = ".spec.nodes",

@@ -1,5 +1,10 @@
 //! The sections of a `KvCluster`'s spec.
 
+#![allow(
+    unreachable_pub,
+    reason = "the schema derive makes a public twin of a struct where nothing can reach it"
+)]
+
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::Toleration;
@@ -183,7 +188,10 @@ pub struct DeletionSpec {
 
 impl Default for RingSpec {
     fn default() -> Self {
-        Self { virtual_nodes: 64, load_factor_percent: 125 }
+        Self {
+            virtual_nodes: 64,
+            load_factor_percent: 125,
+        }
     }
 }
 
@@ -201,7 +209,9 @@ impl Default for LimitsSpec {
 
 impl Default for DeletionSpec {
     fn default() -> Self {
-        Self { give_up_seconds: 600 }
+        Self {
+            give_up_seconds: 600,
+        }
     }
 }
 

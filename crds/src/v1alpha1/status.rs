@@ -1,5 +1,10 @@
 //! The status of a `KvCluster`. Conditions carry what is true and why; there is no free-text phase.
 
+#![allow(
+    unreachable_pub,
+    reason = "the schema derive makes a public twin of a struct where nothing can reach it"
+)]
+
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::KubeSchema;
 use serde::{Deserialize, Serialize};
