@@ -97,7 +97,7 @@ fn suspicion_takes_three_heartbeats() {
 fn bootstrap_servers_are_host_and_port() {
     for servers in ["kafka:9092", "a.b-c.svc:1,10.0.0.1:65535"] {
         accepts(&changed(|c| {
-            c.spec.kafka.bootstrap_servers = servers.to_owned()
+            c.spec.kafka.bootstrap_servers = servers.to_owned();
         }));
     }
     for servers in ["kafka", "kafka:", ":9092", "a:1, b:2", "a:1,", "a:123456"] {
@@ -111,7 +111,7 @@ fn bootstrap_servers_are_host_and_port() {
 #[test]
 fn the_schema_prefix_is_an_identifier_and_stays() {
     accepts(&changed(|c| {
-        c.spec.postgres.schema_prefix = "kv_2".to_owned()
+        c.spec.postgres.schema_prefix = "kv_2".to_owned();
     }));
     for prefix in ["Kv", "2kv", "k-v", "k\"v", ""] {
         refuses(
@@ -120,7 +120,7 @@ fn the_schema_prefix_is_an_identifier_and_stays() {
         );
     }
     stays("spec.postgres.schemaPrefix", |c| {
-        c.spec.postgres.schema_prefix = "other".to_owned()
+        c.spec.postgres.schema_prefix = "other".to_owned();
     });
 }
 
