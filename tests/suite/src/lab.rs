@@ -53,9 +53,23 @@ impl Lab {
         Self::running("kind", "cargo lab up")
     }
 
+    /// The services of the lab as plain processes, with or without store nodes.
+    pub fn services() -> Result<Self> {
+        let lab = Self::status()?;
+        ensure!(
+            lab.mode == "local",
+            "run `cargo lab local --only-services` before"
+        );
+        Ok(lab)
+    }
+
+    fn status() -> Result<Self> {
+        serde_json::from_str(&command(&["status", "--json"])?)
+            .context("`cargo lab status --json` printed something else")
+    }
+
     fn running(mode: &str, remedy: &str) -> Result<Self> {
-        let lab: Self = serde_json::from_str(&command(&["status", "--json"])?)
-            .context("`cargo lab status --json` printed something else")?;
+        let lab = Self::status()?;
         ensure!(
             lab.mode == mode,
             "the lab runs as {:?}, not {mode:?}: run `{remedy}`",

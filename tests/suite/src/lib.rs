@@ -3,6 +3,7 @@
 //! The suites see what a user sees: REST, `kubectl`, `psql`, Kafka's records. They use the lab (`cargo lab local` or
 //! `cargo lab up`) and fail with the remedy when it does not run; none is ever skipped.
 
+pub mod bench;
 pub mod check;
 pub mod election;
 pub mod http;

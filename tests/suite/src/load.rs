@@ -367,13 +367,19 @@ impl Report {
             .unwrap_or_default()
     }
 
+    /// Acknowledged rows per second.
+    pub fn per_second(&self) -> f64 {
+        let rows = u32::try_from(self.acknowledged()).expect("a load is below four billion rows");
+        f64::from(rows) / self.took.as_secs_f64()
+    }
+
     /// One line for people.
     pub fn line(&self) -> String {
-        let per_second = self.acknowledged() as f64 / self.took.as_secs_f64();
         format!(
-            "{} rows in {:.1} s ({per_second:.0}/s), p50 {:.1} ms, p99 {:.1} ms, longest silence {:.2} s, errors {:?}",
+            "{} rows in {:.1} s ({:.0}/s), p50 {:.1} ms, p99 {:.1} ms, longest silence {:.2} s, errors {:?}",
             self.acknowledged(),
             self.took.as_secs_f64(),
+            self.per_second(),
             self.percentile(50).as_secs_f64() * 1e3,
             self.percentile(99).as_secs_f64() * 1e3,
             self.longest_silence().as_secs_f64(),

@@ -1,0 +1,197 @@
+//! The measured table from which the default of `slots` is chosen: throughput and latency of classic PUT over slots and
+//! connections.
+//!
+//! Each round brings up a store of its own for each number of slots, one after the other, so that a slow minute of the
+//! machine falls on all of them; the table shows medians over the rounds. Every measurement is one JSON line.
+
+mod store;
+mod table;
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use serde::Serialize;
+
+use crate::load::{Load, Progress};
+use store::Store;
+
+/// Numbers of slots that are compared.
+const SLOTS: [u32; 6] = [4, 8, 16, 32, 64, 128];
+/// Numbers of connections that are compared.
+const CONNECTIONS: [usize; 5] = [1, 4, 16, 64, 256];
+/// Rounds, unless `--rounds` says otherwise; odd, so that there is a median.
+const ROUNDS: usize = 3;
+/// Writes of one measurement, by its connections: a few seconds each.
+const WRITES_PER_CONNECTION: usize = 200;
+/// Least and most writes of one measurement.
+const WRITES: std::ops::RangeInclusive<usize> = 1000..=10_000;
+/// Writes before the first measurement of a store: connections are made, PostgreSQL's plans are cached.
+const WARM_UP_WRITES: usize = 500;
+/// Bytes of a value.
+const VALUE_BYTES: usize = 100;
+/// Longest that one write may be tried.
+const ROW_LIMIT: Duration = Duration::from_secs(60);
+
+/// One measurement, one line of the results.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Measurement {
+    /// The code that was measured.
+    pub commit: String,
+    /// The round, from 0.
+    pub round: usize,
+    /// Slots of the store.
+    pub slots: u32,
+    /// Connections of the load.
+    pub connections: usize,
+    /// Acknowledged writes.
+    pub writes: usize,
+    /// Attempts that were not acknowledged.
+    pub errors: usize,
+    /// Acknowledged writes per second.
+    pub per_second: f64,
+    /// Median time of a write, milliseconds.
+    pub p50_ms: f64,
+    /// 99th percentile of the same.
+    pub p99_ms: f64,
+}
+
+/// What the command line asks for.
+#[derive(Debug, PartialEq, Eq)]
+struct Options {
+    rounds: usize,
+    results: PathBuf,
+}
+
+fn parse(arguments: impl Iterator<Item = String>) -> Result<Options> {
+    let results = concat!(env!("CARGO_MANIFEST_DIR"), "/../results/slots.jsonl");
+    let mut options = Options {
+        rounds: ROUNDS,
+        results: results.into(),
+    };
+    let mut arguments = arguments;
+    while let Some(argument) = arguments.next() {
+        let mut value = || {
+            arguments
+                .next()
+                .with_context(|| format!("{argument} needs a value"))
+        };
+        match argument.as_str() {
+            "--rounds" => options.rounds = value()?.parse().context("--rounds takes a number")?,
+            "--results" => options.results = value()?.into(),
+            "slots" => {}
+            _ => bail!(
+                "unknown argument {argument:?}; usage: bench [slots] [--rounds N] [--results FILE]"
+            ),
+        }
+    }
+    ensure!(options.rounds > 0, "--rounds must be at least 1");
+    Ok(options)
+}
+
+/// Measures everything, appends the lines to the results and prints the table.
+pub fn run(arguments: impl Iterator<Item = String>) -> Result<()> {
+    let options = parse(arguments)?;
+    let commit = store::commit()?;
+    let mut all = Vec::new();
+    for round in 0..options.rounds {
+        for slots in SLOTS {
+            let store = Store::start(slots, round)?;
+            write(&store, WARM_UP_WRITES, 16, "warm")?;
+            for connections in CONNECTIONS {
+                let measurement = measure(&store, &commit, (round, slots, connections))?;
+                eprintln!(
+                    "round {round}: {slots} slots, {connections} connections: {:.0}/s, p50 {:.1} ms, p99 {:.1} ms, {} errors",
+                    measurement.per_second,
+                    measurement.p50_ms,
+                    measurement.p99_ms,
+                    measurement.errors
+                );
+                append(&options.results, &measurement)?;
+                all.push(measurement);
+            }
+            store.stop()?;
+        }
+    }
+    println!("{}", table::markdown(&all, &SLOTS, &CONNECTIONS));
+    Ok(())
+}
+
+fn measure(
+    store: &Store,
+    commit: &str,
+    (round, slots, connections): (usize, u32, usize),
+) -> Result<Measurement> {
+    let writes = (connections * WRITES_PER_CONNECTION).clamp(*WRITES.start(), *WRITES.end());
+    let report = write(store, writes, connections, &format!("c{connections}"))?;
+    Ok(Measurement {
+        commit: commit.to_owned(),
+        round,
+        slots,
+        connections,
+        writes: report.acknowledged(),
+        errors: report.attempts.len() - report.acknowledged(),
+        per_second: report.per_second(),
+        p50_ms: report.percentile(50).as_secs_f64() * 1e3,
+        p99_ms: report.percentile(99).as_secs_f64() * 1e3,
+    })
+}
+
+fn write(
+    store: &Store,
+    count: usize,
+    connections: usize,
+    prefix: &str,
+) -> Result<crate::load::Report> {
+    let row = |number| {
+        (
+            format!("{prefix}-{number}"),
+            format!("{number:0>VALUE_BYTES$}"),
+        )
+    };
+    let rows: Vec<_> = (0..count).map(row).collect();
+    let load = Load {
+        targets: store.urls(),
+        connections,
+        row_limit: ROW_LIMIT,
+    };
+    load.run(&rows, &Progress::default())
+}
+
+fn append(path: &PathBuf, measurement: &Measurement) -> Result<()> {
+    if let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder)?;
+    }
+    let file = std::fs::File::options()
+        .create(true)
+        .append(true)
+        .open(path);
+    let mut file = file.with_context(|| format!("cannot write {}", path.display()))?;
+    writeln!(file, "{}", serde_json::to_string(measurement)?)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(arguments: &[&str]) -> Result<Options> {
+        parse(arguments.iter().map(|argument| (*argument).to_owned()))
+    }
+
+    #[test]
+    fn arguments() {
+        let options = parsed(&["slots", "--rounds", "5", "--results", "/r"]).expect("all known");
+        assert_eq!(
+            options,
+            Options {
+                rounds: 5,
+                results: "/r".into()
+            }
+        );
+        assert_eq!(parsed(&[]).expect("defaults").rounds, ROUNDS);
+        assert!(parsed(&["--rounds"]).is_err() && parsed(&["--rounds", "0"]).is_err());
+        assert!(parsed(&["--loud"]).is_err());
+    }
+}
