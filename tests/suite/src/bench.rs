@@ -32,7 +32,7 @@ const WARM_UP_WRITES: usize = 500;
 /// Bytes of a value.
 const VALUE_BYTES: usize = 100;
 /// Longest that one write may be tried.
-const ROW_LIMIT: Duration = Duration::from_secs(60);
+const ROW_LIMIT: Duration = Duration::from_mins(1);
 
 /// One measurement, one line of the results.
 #[derive(Clone, Debug, PartialEq, Serialize)]

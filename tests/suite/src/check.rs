@@ -15,9 +15,9 @@ use crate::load::{Outcome, Report};
 use crate::processes;
 
 /// Longest run of one query: the hash over a schema of 35,000 rows takes less than a second.
-const QUERY_LIMIT: Duration = Duration::from_secs(60);
+const QUERY_LIMIT: Duration = Duration::from_mins(1);
 /// Longest run of the log's decoder.
-const DECODE_LIMIT: Duration = Duration::from_secs(120);
+const DECODE_LIMIT: Duration = Duration::from_mins(2);
 /// Differences that a failure shows.
 const DIFFERENCES_SHOWN: usize = 5;
 

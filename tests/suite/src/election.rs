@@ -69,8 +69,8 @@ pub fn busiest(leaders: &Leaders) -> u32 {
 
 /// Some key of a slot.
 pub fn key_of_slot(prefix: &str, slot: u32, slots: u32) -> String {
-    (0..)
-        .map(|number: u64| format!("{prefix}-{number}"))
+    (0..u64::MAX)
+        .map(|number| format!("{prefix}-{number}"))
         .find(|key| kvcluster_crds::slot::slot_of_key(key.as_bytes(), slots).0 == slot)
         .expect("some number hashes into every slot")
 }

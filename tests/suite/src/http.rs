@@ -2,7 +2,6 @@
 //!
 //! Library clients retry, pool and hide that; here it is what is tested. One [`Connection`] is one kept-open connection.
 
-use std::fmt::Write as _;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
 use std::time::Duration;
@@ -123,7 +122,7 @@ impl Connection {
     ) -> io::Result<Answer> {
         let mut head = format!("{method} {target} HTTP/1.1\r\nhost: {}\r\n", self.authority);
         for (name, value) in headers {
-            write!(head, "{name}: {value}\r\n").expect("a String takes all that is written");
+            head.extend([name, ": ", value, "\r\n"]);
         }
         head.push_str("\r\n");
         self.stream.get_mut().write_all(head.as_bytes())?;

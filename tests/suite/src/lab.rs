@@ -11,7 +11,7 @@ use serde::Deserialize;
 use crate::{http, processes};
 
 /// Longest run of one command of the lab: starting a part waits for nothing but the process.
-const COMMAND_LIMIT: Duration = Duration::from_secs(60);
+const COMMAND_LIMIT: Duration = Duration::from_mins(1);
 /// The sample manifest's namespace.
 pub const NAMESPACE: &str = "default";
 /// The sample manifest's cluster.

@@ -4,7 +4,6 @@
 //! a row writes a value of its own (but the first writes the row's), so that a later look at the store tells which one
 //! took effect.
 
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -82,35 +81,27 @@ impl Load {
     pub fn run(&self, rows: &[(String, String)], progress: &Progress) -> Result<Report> {
         let begin = Instant::now();
         let next = AtomicUsize::new(0);
-        let attempts = Mutex::new(Vec::with_capacity(rows.len()));
-        let failed = Mutex::new(None);
-        thread::scope(|scope| {
-            for connection in 0..self.connections {
-                let (next, attempts, failed) = (&next, &attempts, &failed);
-                scope.spawn(move || {
-                    let mut client = Client::new(self, connection, begin);
-                    while let Some((row, (key, value))) = take(next, rows) {
-                        if let Err(error) = client.write_row(row, key, value) {
-                            failed
-                                .lock()
-                                .expect("no thread panics")
-                                .get_or_insert(error);
-                            next.store(rows.len(), Ordering::Relaxed);
-                            break;
-                        }
-                        progress.0.fetch_add(1, Ordering::Relaxed);
-                    }
-                    attempts
-                        .lock()
-                        .expect("no thread panics")
-                        .append(&mut client.attempts);
-                });
+        let client = |connection| {
+            let mut client = Client::new(self, connection, begin);
+            let written = client.write_rows(&next, rows, progress);
+            if written.is_err() {
+                // The others end too.
+                next.store(rows.len(), Ordering::Relaxed);
             }
+            written.map(|()| client.attempts)
+        };
+        let ended: Vec<_> = thread::scope(|scope| {
+            let start = |connection| scope.spawn(move || client(connection));
+            let running: Vec<_> = (0..self.connections).map(start).collect();
+            running
+                .into_iter()
+                .map(thread::ScopedJoinHandle::join)
+                .collect()
         });
-        if let Some(error) = failed.into_inner().expect("no thread panics") {
-            return Err(error);
+        let mut attempts = Vec::with_capacity(rows.len());
+        for ended in ended {
+            attempts.append(&mut ended.ok().context("a connection's thread panicked")??);
         }
-        let attempts = attempts.into_inner().expect("no thread panics");
         Ok(Report {
             attempts,
             took: begin.elapsed(),
@@ -159,14 +150,6 @@ impl Load {
     }
 }
 
-fn take<'a>(
-    next: &AtomicUsize,
-    rows: &'a [(String, String)],
-) -> Option<(usize, &'a (String, String))> {
-    let index = next.fetch_add(1, Ordering::Relaxed);
-    rows.get(index).map(|row| (index, row))
-}
-
 /// One connection's worth of load.
 struct Client<'a> {
     load: &'a Load,
@@ -184,6 +167,22 @@ impl<'a> Client<'a> {
             connection: None,
             begin,
             attempts: Vec::new(),
+        }
+    }
+
+    fn write_rows(
+        &mut self,
+        next: &AtomicUsize,
+        rows: &[(String, String)],
+        progress: &Progress,
+    ) -> Result<()> {
+        loop {
+            let index = next.fetch_add(1, Ordering::Relaxed);
+            let Some((key, value)) = rows.get(index) else {
+                return Ok(());
+            };
+            self.write_row(index, key, value)?;
+            progress.0.fetch_add(1, Ordering::Relaxed);
         }
     }
 
@@ -362,7 +361,7 @@ impl Report {
             .collect();
         ends.sort_unstable();
         ends.windows(2)
-            .map(|pair| pair[1] - pair[0])
+            .map(|pair| pair[1].saturating_sub(pair[0]))
             .max()
             .unwrap_or_default()
     }

@@ -20,9 +20,9 @@ const NODES: u32 = 3;
 const LISTEN_BASE: u16 = 18_480;
 const ADMIN_BASE: u16 = 19_580;
 /// Longest preparation: topics of up to 128 partitions, schemas, roles.
-const PREPARE_LIMIT: Duration = Duration::from_secs(120);
+const PREPARE_LIMIT: Duration = Duration::from_mins(2);
 /// Longest time until each slot has a leader.
-const LEADERS_LIMIT: Duration = Duration::from_secs(120);
+const LEADERS_LIMIT: Duration = Duration::from_mins(2);
 /// Longest graceful stop of a node.
 const STOP_LIMIT: Duration = Duration::from_secs(40);
 

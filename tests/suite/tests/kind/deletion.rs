@@ -12,9 +12,9 @@ use serde_json::{Value, json};
 use crate::support::{Own, SERVICES, lab, scale, schema_and_role, topic_tool, topics};
 
 /// Longest time for a deletion with everything there: pods stop, topics go and are seen gone twice, schemas go.
-const DELETION_LIMIT: Duration = Duration::from_secs(120);
+const DELETION_LIMIT: Duration = Duration::from_mins(2);
 /// How long a service stays away in the middle of a deletion.
-const AWAY: Duration = Duration::from_secs(120);
+const AWAY: Duration = Duration::from_mins(2);
 
 fn schema(own: &Own, cluster: &str) -> String {
     own.names(cluster).schema(SCHEMA_PREFIX, NodeId(0))

@@ -13,12 +13,12 @@ use kvcluster_suite::poll;
 use serde_json::{Value, json};
 
 /// Longest time from `kubectl apply` to Ready with the images present.
-pub(crate) const READY_LIMIT: Duration = Duration::from_secs(60);
+pub(crate) const READY_LIMIT: Duration = Duration::from_mins(1);
 /// Longest time until a cluster whose parts were killed is whole again: a container's restart is delayed by up to 40 s
 /// when it is killed again soon, and Kafka takes 6 to 12 s.
-pub(crate) const SETTLE_LIMIT: Duration = Duration::from_secs(180);
+pub(crate) const SETTLE_LIMIT: Duration = Duration::from_mins(3);
 /// Longest time until all that is acknowledged is in PostgreSQL.
-pub(crate) const FLUSH_LIMIT: Duration = Duration::from_secs(60);
+pub(crate) const FLUSH_LIMIT: Duration = Duration::from_mins(1);
 /// Namespace of the development services.
 pub(crate) const SERVICES: &str = "kvcluster-dev";
 /// Namespace of the operator.

@@ -13,7 +13,7 @@ use crate::support::{SETTLE_LIMIT, empty_store, expect_everywhere};
 
 const CONNECTIONS: usize = 32;
 /// Longest time until the load has come as far as the next fault; it stands still while Kafka is away.
-const STEP_LIMIT: Duration = Duration::from_secs(120);
+const STEP_LIMIT: Duration = Duration::from_mins(2);
 
 #[test]
 fn a_killed_part_loses_nothing_and_doubles_nothing() -> Result<()> {

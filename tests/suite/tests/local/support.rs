@@ -12,7 +12,7 @@ use kvcluster_suite::poll;
 /// Longest time until a store whose parts all run is whole again: Kafka's restart after a crash takes 6 to 12 s.
 pub(crate) const SETTLE_LIMIT: Duration = Duration::from_secs(90);
 /// Longest time until all that is acknowledged is in PostgreSQL.
-pub(crate) const FLUSH_LIMIT: Duration = Duration::from_secs(60);
+pub(crate) const FLUSH_LIMIT: Duration = Duration::from_mins(1);
 
 /// The lab with a store that is whole and empty.
 pub(crate) fn empty_store() -> Result<Lab> {
