@@ -1,1 +1,22 @@
-//! The operator.
+//! The operator: makes a store out of one `KvCluster` manifest and keeps it so.
+//!
+//! ```text
+//! observe ──▶ World ──▶ plan (pure) ──▶ steps ──▶ execute the first ──▶ again
+//!  Kubernetes, Kafka,       │
+//!  PostgreSQL, nodes        └──▶ conditions ──▶ status
+//! ```
+//!
+//! Dependencies point one way: `args` → `controller`, `local` → `observe`, `execute` (the edges) → `plan`, `build`, `ring` (pure).
+
+pub mod args;
+pub mod build;
+pub mod clients;
+pub mod cluster;
+pub mod execute;
+pub mod local;
+pub mod observe;
+pub mod plan;
+pub mod quantity;
+pub mod ring;
+pub mod scram;
+pub mod secret_text;

@@ -1,0 +1,121 @@
+//! One look at everything: the [`World`] that a plan is made from. Each part is read anew in every pass, within a time limit,
+//! so what stands here is seconds old at most; a part that could not be read is an error with a reason and leaves the others
+//! as they are.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use futures::future::join_all;
+use jiff::Timestamp;
+use kvcluster_crds::{NodeId, NodeStatus};
+
+use crate::build::topics::topics;
+use crate::clients::kafka::{KafkaClients, KafkaTrouble};
+use crate::clients::postgres::PostgresTrouble;
+use crate::cluster::Target;
+use crate::secret_text::SecretText;
+
+pub mod kafka;
+pub mod kubernetes;
+pub mod nodes;
+pub mod postgres;
+
+pub use self::kafka::{AssignmentView, KafkaView, TopicView};
+pub use self::kubernetes::{KubernetesTrouble, ObjectsView, PodView};
+pub use self::nodes::NodeTrouble;
+pub use self::postgres::{Login, PostgresView, RoleView, SchemaView};
+
+/// What was seen in one pass.
+#[derive(Clone, Debug)]
+pub struct World {
+    /// When.
+    pub now: Timestamp,
+    /// The topics and the published assignment.
+    pub kafka: Result<KafkaView, KafkaTrouble>,
+    /// Schemas and roles, per instance of the spec.
+    pub postgres: BTreeMap<String, Result<PostgresView, PostgresTrouble>>,
+    /// The Secrets with the nodes' PostgreSQL URLs.
+    pub secrets: Result<BTreeMap<NodeId, NodeSecret>, KubernetesTrouble>,
+    /// The Kubernetes objects of the cluster; none where nodes run as plain processes.
+    pub objects: Option<Result<ObjectsView, KubernetesTrouble>>,
+    /// What the nodes report of themselves.
+    pub nodes: BTreeMap<NodeId, Result<NodeStatus, NodeTrouble>>,
+    /// In how many passes in a row all topics were seen to be gone, this one not counted.
+    pub topics_absent_passes: u32,
+    /// The step that failed last, if nothing succeeded since.
+    pub failure: Option<Failure>,
+}
+
+/// Where the admin URL of each PostgreSQL instance of the spec was found, or why it was not.
+pub type AdminUrls = BTreeMap<String, Result<SecretText, PostgresTrouble>>;
+/// The instances as they were seen.
+pub type PostgresViews = BTreeMap<String, Result<PostgresView, PostgresTrouble>>;
+
+/// Looks at Kafka and at the PostgreSQL instances, all at once.
+pub async fn external(
+    clients: &KafkaClients,
+    target: &Target,
+    admin_urls: AdminUrls,
+    secrets: &BTreeMap<NodeId, NodeSecret>,
+) -> (Result<KafkaView, KafkaTrouble>, PostgresViews) {
+    let looks = admin_urls.into_iter().map(|(instance, url)| async move {
+        let view = match url {
+            Ok(admin) => {
+                postgres::observe(postgres_question(target, &instance, admin, secrets)).await
+            }
+            Err(trouble) => Err(trouble),
+        };
+        (instance, view)
+    });
+    let (kafka, views) = tokio::join!(look_at_kafka(clients, target), join_all(looks));
+    (kafka, views.into_iter().collect())
+}
+
+async fn look_at_kafka(clients: &KafkaClients, target: &Target) -> Result<KafkaView, KafkaTrouble> {
+    let client = clients.get(&target.spec.kafka.bootstrap_servers).await?;
+    let question = kafka::Question {
+        topics: topics(target).into_iter().map(|topic| topic.name).collect(),
+        assignment_topic: target.names.assignment_topic(),
+        cluster_uid: target.uid.clone(),
+    };
+    kafka::observe(&client, question).await
+}
+
+fn postgres_question(
+    target: &Target,
+    instance: &str,
+    admin: SecretText,
+    secrets: &BTreeMap<NodeId, NodeSecret>,
+) -> postgres::Question {
+    let nodes: BTreeSet<NodeId> = target.nodes.iter().chain(secrets.keys()).copied().collect();
+    let here = secrets
+        .iter()
+        .filter(|(_, secret)| secret.instance == instance);
+    postgres::Question {
+        admin,
+        names: nodes.into_iter().map(|node| target.schema(node)).collect(),
+        comment_prefix: target.owner_comment_prefix(),
+        urls: here
+            .map(|(&node, secret)| (node, secret.url.clone()))
+            .collect(),
+    }
+}
+
+/// A node's access to PostgreSQL: the truth about its password.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeSecret {
+    /// The instance that holds the node's schema, for life.
+    pub instance: String,
+    /// URL of the node's role.
+    pub url: SecretText,
+}
+
+/// A step that failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// The step in words.
+    pub step: String,
+    /// For the condition's reason.
+    pub reason: &'static str,
+    /// What went wrong and what to do.
+    pub message: String,
+}

@@ -1,0 +1,268 @@
+//! The conditions: adjectives that are true or not, each with a reason for programs and a message that says what to do.
+
+use kvcluster_crds::v1alpha1::condition;
+
+use super::serving::{Serving, list};
+use super::{Finding, Stage, Stages, Step, assignment};
+use crate::cluster::Target;
+use crate::observe::World;
+
+/// Whether a condition holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Truth {
+    /// It holds.
+    True,
+    /// It does not.
+    False,
+    /// It cannot be told now.
+    Unknown,
+}
+
+impl Truth {
+    /// As it stands in the status.
+    pub fn text(self) -> &'static str {
+        match self {
+            Self::True => "True",
+            Self::False => "False",
+            Self::Unknown => "Unknown",
+        }
+    }
+}
+
+/// One condition. Messages hold no times and no counters, so that a status is written only when something changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    /// Its type.
+    pub kind: &'static str,
+    /// Whether it holds.
+    pub truth: Truth,
+    /// In CamelCase.
+    pub reason: &'static str,
+    /// For people.
+    pub message: String,
+}
+
+impl Verdict {
+    pub(super) fn new(
+        kind: &'static str,
+        truth: Truth,
+        reason: &'static str,
+        message: impl Into<String>,
+    ) -> Self {
+        Self {
+            kind,
+            truth,
+            reason,
+            message: message.into(),
+        }
+    }
+
+    fn found(kind: &'static str, truth: Truth, finding: Finding) -> Self {
+        Self::new(kind, truth, finding.reason, finding.message)
+    }
+}
+
+pub(super) fn verdicts(
+    target: &Target,
+    world: &World,
+    stages: &Stages,
+    steps: &[Step],
+    refused: Option<&Finding>,
+    serving: &Serving,
+) -> Vec<Verdict> {
+    vec![
+        ready(target, world, steps, refused, serving),
+        available(world, serving),
+        progressing(target, world, steps, refused, serving),
+        degraded(world, refused, serving),
+        of_stage(
+            condition::KAFKA_READY,
+            &stages.topics,
+            "TopicsPending",
+            "TopicsAsSpecified",
+        ),
+        of_stage(
+            condition::POSTGRES_READY,
+            &stages.postgres,
+            "RolesPending",
+            "SchemasAsSpecified",
+        ),
+        balanced(world, stages),
+    ]
+}
+
+fn of_stage(
+    kind: &'static str,
+    stage: &Stage,
+    pending: &'static str,
+    done: &'static str,
+) -> Verdict {
+    match (&stage.refused, stage.steps.first()) {
+        (Some(finding), _) => Verdict::found(kind, Truth::False, finding.clone()),
+        (None, Some(step)) => Verdict::new(kind, Truth::False, pending, format!("next: {step}")),
+        (None, None) => Verdict::new(kind, Truth::True, done, "all is as the spec says"),
+    }
+}
+
+fn balanced(world: &World, stages: &Stages) -> Verdict {
+    let kind = condition::RING_BALANCED;
+    if let Err(trouble) = &world.kafka {
+        let reason = super::topics::reason(trouble);
+        return Verdict::new(
+            kind,
+            Truth::Unknown,
+            reason,
+            "the published assignment cannot be read",
+        );
+    }
+    if let Some(finding) = &stages.assignment.refused {
+        return Verdict::found(kind, Truth::False, finding.clone());
+    }
+    match assignment::version(world) {
+        None => Verdict::new(
+            kind,
+            Truth::False,
+            "NotPublished",
+            "no assignment is published yet",
+        ),
+        Some(_) => Verdict::new(
+            kind,
+            Truth::True,
+            "AsProposed",
+            "the published assignment is the one that the ring proposes",
+        ),
+    }
+}
+
+fn available(world: &World, serving: &Serving) -> Verdict {
+    let kind = condition::AVAILABLE;
+    if serving.existing == 0 {
+        return Verdict::new(kind, Truth::False, "NoNodes", "no node exists yet");
+    }
+    if serving.leaderless.is_empty() {
+        return Verdict::new(kind, Truth::True, "EverySlotLed", "every slot has a leader");
+    }
+    let slots = list(&serving.leaderless);
+    let message = match &world.kafka {
+        Err(_) => format!("slots {slots} have no leader; leaders are elected once Kafka is back"),
+        Ok(_) => format!("slots {slots} have no leader"),
+    };
+    Verdict::new(kind, Truth::False, "SlotsWithoutLeader", message)
+}
+
+fn progressing(
+    target: &Target,
+    world: &World,
+    steps: &[Step],
+    refused: Option<&Finding>,
+    serving: &Serving,
+) -> Verdict {
+    let kind = condition::PROGRESSING;
+    if target.spec.paused {
+        let message = match steps.first() {
+            None => "spec.paused is true; nothing waits".to_owned(),
+            Some(step) => format!("spec.paused is true; waiting: {step}"),
+        };
+        return Verdict::new(kind, Truth::False, "Paused", message);
+    }
+    if let Some(failure) = &world.failure {
+        let message = format!("failed to {}: {}", failure.step, failure.message);
+        return Verdict::new(kind, Truth::False, failure.reason, message);
+    }
+    if let Some(step) = steps.first() {
+        return Verdict::new(kind, Truth::True, step.kind(), step.to_string());
+    }
+    if let Some(finding) = refused {
+        return Verdict::found(kind, Truth::False, finding.clone());
+    }
+    match unserved(serving) {
+        Some(finding) => Verdict::found(kind, Truth::True, finding),
+        None => Verdict::new(kind, Truth::False, "Converged", "nothing is left to do"),
+    }
+}
+
+fn degraded(world: &World, refused: Option<&Finding>, serving: &Serving) -> Verdict {
+    let kind = condition::DEGRADED;
+    if let Some(frozen) = serving.frozen.first() {
+        let message = format!(
+            "{frozen}; {} replicas stand still and do not go on by themselves",
+            serving.frozen.len()
+        );
+        return Verdict::new(kind, Truth::True, "ReplicaFrozen", message);
+    }
+    if let Some(node) = serving.down.first() {
+        let why = serving.unready.get(node).cloned().unwrap_or_default();
+        let message = format!("{} nodes are down; node {node}: {why}", serving.down.len());
+        return Verdict::new(kind, Truth::True, "NodesDown", message);
+    }
+    match refused.filter(|finding| serving.existing > 0 && finding.reason != "RestartWaits") {
+        Some(finding) => Verdict::found(kind, Truth::True, finding.clone()),
+        None => match &world.failure {
+            Some(failure) => {
+                Verdict::new(kind, Truth::True, failure.reason, failure.message.clone())
+            }
+            None => Verdict::new(kind, Truth::False, "NothingLost", "nothing needs repair"),
+        },
+    }
+}
+
+fn ready(
+    target: &Target,
+    world: &World,
+    steps: &[Step],
+    refused: Option<&Finding>,
+    serving: &Serving,
+) -> Verdict {
+    let kind = condition::READY;
+    if let Some(finding) = refused {
+        return Verdict::found(kind, Truth::False, finding.clone());
+    }
+    if let Some(step) = steps.first() {
+        if target.spec.paused {
+            let message = format!("spec.paused is true and steps wait, first: {step}");
+            return Verdict::new(kind, Truth::False, "Paused", message);
+        }
+        return match &world.failure {
+            Some(failure) => {
+                let message = format!("failed to {}: {}", failure.step, failure.message);
+                Verdict::new(kind, Truth::False, failure.reason, message)
+            }
+            None => Verdict::new(kind, Truth::False, "Progressing", format!("next: {step}")),
+        };
+    }
+    match unserved(serving) {
+        Some(finding) => Verdict::found(kind, Truth::False, finding),
+        None => Verdict::new(
+            kind,
+            Truth::True,
+            "Serving",
+            "all nodes follow the newest assignment and every slot has one leader",
+        ),
+    }
+}
+
+/// What keeps the nodes from serving everything.
+fn unserved(serving: &Serving) -> Option<Finding> {
+    if serving.existing == 0 {
+        return Some(Finding::new("NoNodes", "no node exists"));
+    }
+    if let Some((node, why)) = serving.unready.first_key_value() {
+        let message = format!(
+            "{} nodes are not ready; node {node}: {why}",
+            serving.unready.len()
+        );
+        return Some(Finding::new("NodesNotReady", message));
+    }
+    if let Some(frozen) = serving.frozen.first() {
+        return Some(Finding::new("ReplicaFrozen", frozen));
+    }
+    if !serving.leaderless.is_empty() {
+        let message = format!("slots {} have no leader yet", list(&serving.leaderless));
+        return Some(Finding::new("SlotsWithoutLeader", message));
+    }
+    if !serving.contested.is_empty() {
+        let message = format!("slots {} are being handed over", list(&serving.contested));
+        return Some(Finding::new("LeadershipChanging", message));
+    }
+    None
+}

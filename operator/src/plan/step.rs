@@ -1,0 +1,154 @@
+//! One change of the world, with all that is needed to make it.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use kvcluster_crds::{Assignment, LogId, NodeId};
+
+use super::Object;
+use crate::build::topics::TopicSpec;
+use crate::secret_text::SecretText;
+
+/// A step. Executing it twice does no harm.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Step {
+    /// Put the finalizer on the `KvCluster`.
+    AddFinalizer,
+    /// Take it off; what could not be removed is named.
+    RemoveFinalizer {
+        /// Topics and schemas that stay although they should go.
+        left: Vec<String>,
+    },
+    /// Write the log id into the status: the published one, or a new random one.
+    PinLogId {
+        /// The one that the published assignment names.
+        log_id: Option<LogId>,
+    },
+    /// Make a topic.
+    CreateTopic(TopicSpec),
+    /// Set a topic's settings.
+    RepairTopic {
+        /// Its name.
+        topic: String,
+        /// All settings of its own, as they should be.
+        settings: BTreeMap<String, String>,
+        /// Names of those that differ.
+        differ: Vec<String>,
+    },
+    /// Write the Secret with a node's PostgreSQL URL.
+    WriteSecret {
+        /// The node.
+        node: NodeId,
+        /// Its instance.
+        instance: String,
+        /// The instance's admin URL: server and database are taken from it.
+        admin: SecretText,
+        /// The node's role.
+        role: String,
+        /// The password that stays; none: a new random one.
+        password: Option<SecretText>,
+    },
+    /// Make a node's role and schema, or put them right.
+    EnsureRole(RoleStep),
+    /// Publish an assignment.
+    Publish(Box<Assignment>),
+    /// Apply a Kubernetes object.
+    Apply(Box<Object>),
+    /// Delete a node's pod, so that it starts anew from the current template.
+    RestartPod {
+        /// The node.
+        node: NodeId,
+        /// Name of the pod.
+        name: String,
+        /// Its UID: no other pod of that name is deleted.
+        uid: String,
+    },
+    /// Delete a StatefulSet.
+    DeleteStatefulSet {
+        /// Its name.
+        name: String,
+        /// Its UID.
+        uid: String,
+    },
+    /// Delete topics.
+    DeleteTopics(Vec<String>),
+    /// Note that all topics were seen to be gone.
+    NoteTopicsAbsent,
+    /// Drop a schema and its role.
+    DropRole(RoleStep),
+}
+
+/// A node's role and schema, which share a name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RoleStep {
+    /// The PostgreSQL instance.
+    pub instance: String,
+    /// Its admin URL.
+    pub admin: SecretText,
+    /// Name of role and schema.
+    pub role: String,
+    /// The comment that marks both as this node's.
+    pub comment: String,
+    /// The role's password; not needed to drop it.
+    pub password: Option<SecretText>,
+}
+
+impl Step {
+    /// Names the kind of step, for events and metrics.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::AddFinalizer => "AddFinalizer",
+            Self::RemoveFinalizer { .. } => "RemoveFinalizer",
+            Self::PinLogId { .. } => "PinLogId",
+            Self::CreateTopic(_) => "CreateTopic",
+            Self::RepairTopic { .. } => "RepairTopic",
+            Self::WriteSecret { .. } => "WriteSecret",
+            Self::EnsureRole(_) => "EnsureRole",
+            Self::Publish(_) => "PublishAssignment",
+            Self::Apply(_) => "Apply",
+            Self::RestartPod { .. } => "RestartPod",
+            Self::DeleteStatefulSet { .. } => "DeleteStatefulSet",
+            Self::DeleteTopics(_) => "DeleteTopics",
+            Self::NoteTopicsAbsent => "NoteTopicsAbsent",
+            Self::DropRole(_) => "DropRole",
+        }
+    }
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::AddFinalizer => f.write_str("add the finalizer"),
+            Self::RemoveFinalizer { left } if left.is_empty() => {
+                f.write_str("remove the finalizer")
+            }
+            Self::RemoveFinalizer { left } => {
+                write!(f, "remove the finalizer and leave {}", left.join(", "))
+            }
+            Self::PinLogId { .. } => f.write_str("pin the log id"),
+            Self::CreateTopic(topic) => {
+                write!(
+                    f,
+                    "create topic {} with {} partitions",
+                    topic.name, topic.partitions
+                )
+            }
+            Self::RepairTopic { topic, differ, .. } => {
+                write!(f, "set {} of topic {topic}", differ.join(", "))
+            }
+            Self::WriteSecret { node, .. } => write!(f, "write the PostgreSQL URL of node {node}"),
+            Self::EnsureRole(role) => {
+                write!(f, "make role and schema {} on {}", role.role, role.instance)
+            }
+            Self::Publish(assignment) => write!(f, "publish assignment {}", assignment.version),
+            Self::Apply(object) => write!(f, "apply {object}"),
+            Self::RestartPod { node, .. } => write!(f, "restart node {node}"),
+            Self::DeleteStatefulSet { name, .. } => write!(f, "delete StatefulSet {name}"),
+            Self::DeleteTopics(topics) => write!(f, "delete topics {}", topics.join(", ")),
+            Self::NoteTopicsAbsent => f.write_str("verify that the topics are gone"),
+            Self::DropRole(role) => {
+                write!(f, "drop role and schema {} on {}", role.role, role.instance)
+            }
+        }
+    }
+}

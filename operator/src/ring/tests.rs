@@ -1,0 +1,218 @@
+//! What every table must hold, whatever the numbers.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use kvcluster_crds::{NodeId, SlotAssignment};
+use proptest::prelude::*;
+
+use super::{Published, RingError, Shape, moves, propose};
+
+fn ids(count: u32) -> Vec<NodeId> {
+    (0..count).map(NodeId).collect()
+}
+
+fn published<'a>(nodes: &'a [NodeId], slots: &'a [SlotAssignment]) -> Option<Published<'a>> {
+    Some(Published { nodes, slots })
+}
+
+fn shape(slots: u32, replication: usize) -> Shape {
+    Shape {
+        slots,
+        replication,
+        virtual_nodes: 64,
+        load_factor_percent: 125,
+    }
+}
+
+fn loads(table: &[SlotAssignment]) -> BTreeMap<NodeId, usize> {
+    let mut loads = BTreeMap::new();
+    for voter in table.iter().flat_map(|slot| &slot.voters) {
+        *loads.entry(*voter).or_default() += 1;
+    }
+    loads
+}
+
+fn lead_counts(table: &[SlotAssignment], nodes: &[NodeId]) -> Vec<usize> {
+    let count = |node| {
+        table
+            .iter()
+            .filter(|slot| slot.preferred_leader == node)
+            .count()
+    };
+    nodes.iter().map(|&node| count(node)).collect()
+}
+
+fn assert_sound(shape: Shape, nodes: &[NodeId], table: &[SlotAssignment]) {
+    assert_eq!(table.len(), shape.slots as usize);
+    for slot in table {
+        let distinct: BTreeSet<_> = slot.voters.iter().collect();
+        assert_eq!(
+            distinct.len(),
+            shape.replication,
+            "distinct voters in {slot:?}"
+        );
+        assert_eq!(slot.voters.len(), shape.replication);
+        assert_eq!(slot.voters[0], slot.preferred_leader);
+        assert!(slot.voters.iter().all(|voter| nodes.contains(voter)));
+    }
+    let bound = shape.load_bound(nodes.len());
+    for (node, load) in loads(table) {
+        assert!(
+            load <= bound,
+            "node {node} holds {load} replicas, the bound is {bound}"
+        );
+    }
+}
+
+/// Replicas that may move when a node joins N: an even share of the new node plus 5 % of all, and never less than one.
+fn moves_allowed(shape: Shape, nodes_before: usize) -> usize {
+    let replicas = shape.slots as usize * shape.replication;
+    let share = replicas.div_ceil(nodes_before + 1);
+    share + replicas * 5 / 100
+}
+
+prop_compose! {
+    fn any_shape()(
+        slots in 1_u32..300,
+        nodes in 1_u32..20,
+        replication in 1_usize..=7,
+        virtual_nodes in 1_u32..128,
+        load_factor_percent in 100_u32..300,
+    ) -> (Shape, u32) {
+        let replication = replication.min(nodes as usize);
+        (Shape { slots, replication, virtual_nodes, load_factor_percent }, nodes)
+    }
+}
+
+proptest! {
+    #[test]
+    fn voters_are_distinct_and_loads_bounded((shape, nodes) in any_shape()) {
+        let nodes = ids(nodes);
+        let table = propose(shape, &nodes, None).unwrap();
+        assert_sound(shape, &nodes, &table);
+    }
+
+    #[test]
+    fn the_order_of_the_nodes_does_not_matter((shape, nodes) in any_shape(), turn in 0_usize..20) {
+        let nodes = ids(nodes);
+        let mut other = nodes.clone();
+        other.rotate_left(turn % nodes.len());
+        other.reverse();
+        prop_assert_eq!(propose(shape, &nodes, None), propose(shape, &other, None));
+    }
+
+    #[test]
+    fn a_table_in_order_is_kept((shape, nodes) in any_shape()) {
+        let nodes = ids(nodes);
+        let table = propose(shape, &nodes, None).unwrap();
+        let again = propose(shape, &nodes, published(&nodes, &table)).unwrap();
+        prop_assert_eq!(table, again);
+    }
+
+    #[test]
+    fn a_node_that_joins_takes_its_share_and_little_more_moves((shape, nodes) in any_shape()) {
+        let before = propose(shape, &ids(nodes), None).unwrap();
+        let joined = ids(nodes + 1);
+        let after = propose(shape, &joined, published(&ids(nodes), &before)).unwrap();
+        assert_sound(shape, &joined, &after);
+        let (moved, allowed) = (moves(&before, &after), moves_allowed(shape, nodes as usize));
+        prop_assert!(moved <= allowed, "{} replicas moved, {} are allowed", moved, allowed);
+        let share = shape.slots as usize * shape.replication / joined.len();
+        let got = loads(&after).get(&NodeId(nodes)).copied().unwrap_or(0);
+        prop_assert!(got + 1 >= share, "the new node got {} of {}", got, share);
+    }
+
+    #[test]
+    fn a_node_that_leaves_takes_only_its_own_along((shape, nodes) in any_shape(), gone in 0_u32..20) {
+        prop_assume!(nodes as usize > shape.replication);
+        let before = propose(shape, &ids(nodes), None).unwrap();
+        let left: Vec<_> = ids(nodes).into_iter().filter(|n| n.get() != gone % nodes).collect();
+        let after = propose(shape, &left, published(&ids(nodes), &before)).unwrap();
+        assert_sound(shape, &left, &after);
+    }
+
+    #[test]
+    fn leaders_are_even_when_every_node_votes(slots in 1_u32..300, nodes in 1_u32..=7) {
+        let nodes = ids(nodes);
+        let table = propose(shape(slots, nodes.len()), &nodes, None).unwrap();
+        let counts = lead_counts(&table, &nodes);
+        let (most, fewest) = (counts.iter().max().unwrap(), counts.iter().min().unwrap());
+        prop_assert!(most - fewest <= 1, "{:?}", counts);
+    }
+}
+
+#[test]
+fn leaders_are_spread_when_slots_have_different_voters() {
+    for nodes in [4, 5, 7, 12] {
+        let table = propose(shape(128, 3), &ids(nodes), None).unwrap();
+        let counts = lead_counts(&table, &ids(nodes));
+        let even = 128_usize.div_ceil(nodes as usize);
+        assert!(
+            counts.iter().all(|&count| count <= even + 1),
+            "{nodes} nodes: {counts:?}"
+        );
+    }
+}
+
+#[test]
+fn too_few_nodes_are_refused() {
+    let answer = propose(shape(16, 3), &ids(2), None);
+    assert_eq!(
+        answer,
+        Err(RingError::TooFewNodes {
+            nodes: 2,
+            replication: 3
+        })
+    );
+}
+
+#[test]
+fn a_node_named_twice_counts_once() {
+    let answer = propose(shape(16, 3), &[NodeId(0), NodeId(0), NodeId(1)], None);
+    assert_eq!(
+        answer,
+        Err(RingError::TooFewNodes {
+            nodes: 2,
+            replication: 3
+        })
+    );
+}
+
+/// The table of the sample cluster never changes between versions of the operator: nodes would move data for nothing.
+#[test]
+fn golden_table() {
+    let small = Shape {
+        slots: 4,
+        replication: 2,
+        virtual_nodes: 64,
+        load_factor_percent: 125,
+    };
+    let table = propose(small, &ids(4), None).unwrap();
+    let voters: Vec<Vec<u32>> = table
+        .iter()
+        .map(|slot| slot.voters.iter().map(|n| n.get()).collect())
+        .collect();
+    insta::assert_yaml_snapshot!(voters);
+}
+
+/// Measures what the module promises; printed with `--nocapture`.
+#[test]
+fn share_that_moves_when_a_node_joins() {
+    for (slots, nodes) in [(16, 3), (64, 3), (64, 5), (128, 9)] {
+        let before = propose(shape(slots, 3), &ids(nodes), None).unwrap();
+        let after = propose(
+            shape(slots, 3),
+            &ids(nodes + 1),
+            published(&ids(nodes), &before),
+        )
+        .unwrap();
+        let replicas = slots * 3;
+        let moved = u32::try_from(moves(&before, &after)).unwrap();
+        println!(
+            "{slots} slots, {nodes} + 1 nodes: {moved} of {replicas} replicas move ({:.1} %; even share {:.1} %)",
+            f64::from(moved) * 100.0 / f64::from(replicas),
+            100.0 / f64::from(nodes + 1)
+        );
+        assert!(moved * (nodes + 1) * 100 <= replicas * (100 + 5 * (nodes + 1)));
+    }
+}
