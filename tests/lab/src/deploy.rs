@@ -120,9 +120,11 @@ impl<'a> Deploy<'a> {
         self.kubectl(&["apply", "--server-side", "--force-conflicts", "-f", &crds])?;
         let operator = format!("image={}", own::OPERATOR_TAG);
         let node = format!("nodeImage={}", own::NODE_TAG);
-        self.install("kvcluster", OPERATOR_NAMESPACE, &[&operator, &node])?;
         let deployment = "deployment/kvcluster-operator";
-        if changed.contains(&own::OPERATOR_TAG) {
+        let get = ["-n", OPERATOR_NAMESPACE, "get", deployment];
+        let was_there = shell::succeeds(&mut self.cluster.kubectl(&get));
+        self.install("kvcluster", OPERATOR_NAMESPACE, &[&operator, &node])?;
+        if was_there && changed.contains(&own::OPERATOR_TAG) {
             self.kubectl(&["-n", OPERATOR_NAMESPACE, "rollout", "restart", deployment])?;
         }
         self.wait_rollout(OPERATOR_NAMESPACE, deployment)

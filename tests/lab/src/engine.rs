@@ -43,15 +43,20 @@ impl Engine {
         if let Some(engine) = Self::running() {
             return Ok(engine);
         }
-        if !is_root() {
+        daemon::ensure_installed(layout, progress)?;
+        progress.step("start the container engine", |_| daemon::start(layout))?;
+        Self::running().context("the engine was started and then answered no more")
+    }
+
+    /// Refuses where no engine runs and the lab may not start one.
+    pub fn check_before() -> Result<()> {
+        if !is_root() && Self::running().is_none() {
             bail!(
                 "no container engine answers, and only root can start one: start Docker, or run \
                  `sudo cargo lab up`, or use `cargo lab local`, which needs none"
             );
         }
-        daemon::ensure_installed(layout, progress)?;
-        progress.step("start the container engine", |_| daemon::start(layout))?;
-        Self::running().context("the engine was started and then answered no more")
+        Ok(())
     }
 
     /// Whether the lab started it.

@@ -43,6 +43,7 @@ pub fn run(layout: &Layout, progress: &Progress) -> Result<()> {
 
 /// Everything that would make `up` fail late is looked at first.
 fn check_machine(layout: &Layout) -> Result<()> {
+    Engine::check_before()?;
     let is_warm = layout.root().join("docker").exists() || KIND.is_built(layout);
     let needed = if is_warm {
         NEEDED_WARM_BYTES

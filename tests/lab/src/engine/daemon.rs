@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cache::{self, Layout};
 use crate::engine::{capabilities, rules};
-use crate::machine::tools;
+use crate::machine::{is_root, tools};
 use crate::progress::Progress;
 use crate::shell;
 
@@ -101,7 +101,7 @@ pub fn answers() -> bool {
 
 /// Whether the lab has an engine of its own to stop.
 pub fn is_started() -> bool {
-    notes().exists()
+    is_root() && notes().exists()
 }
 
 /// Stops the engine and undoes what it changed.

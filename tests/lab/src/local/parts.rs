@@ -1,6 +1,7 @@
 //! The processes of `local`: each with what it takes to start it again, in `<run>/local/lab.json`.
 
 use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -15,8 +16,11 @@ use crate::shell;
 /// How long a part may take until it answers: Kafka needs 3 to 6 s on two busy cores.
 const START_LIMIT: Duration = Duration::from_mins(1);
 
-/// How long a part may take to stop by itself before it is killed: Kafka moves its leaders first.
+/// How long a part may take to stop by itself before it is killed: a node flushes and hands over first.
 const STOP_LIMIT: Duration = Duration::from_secs(15);
+
+/// Starts a program in the background, prints its pid, and stays until it ends: `log program arguments…`.
+const KEEPER: &str = r#"log=$1; shift; "$@" >>"$log" 2>&1 & echo $!; exec >&-; wait"#;
 
 /// How long a killed process may take to disappear.
 const KILL_LIMIT: Duration = Duration::from_secs(10);
@@ -108,20 +112,33 @@ impl Lab {
 }
 
 impl Part {
-    /// Starts the process, in a group of its own so that it outlives the lab.
+    /// Starts the process below a shell that outlives the lab and reaps it: PostgreSQL takes a zombie for a server that
+    /// still runs, and not every machine's first process reaps at once.
     pub fn start(&mut self) -> Result<()> {
-        let log = shell::open_log(&self.log)?;
-        let child = shell::command(&self.argv)
+        drop(shell::open_log(&self.log)?);
+        let mut keeper = shell::command(&["sh", "-c", KEEPER, "sh"])
+            .arg(&self.log)
+            .args(&self.argv)
             .envs(&self.env)
             .current_dir(&self.cwd)
             .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
             .process_group(0)
             .spawn()
             .with_context(|| format!("cannot start {}", self.name))?;
-        self.pid = Some(child.id());
-        self.started_ticks = process(child.id()).map(|process| process.started_ticks);
+        let mut pid = String::new();
+        let pipe = keeper
+            .stdout
+            .take()
+            .expect("standard output was asked for as a pipe");
+        BufReader::new(pipe).read_line(&mut pid)?;
+        let pid = pid
+            .trim()
+            .parse()
+            .with_context(|| format!("{} did not start", self.name))?;
+        self.pid = Some(pid);
+        self.started_ticks = process(pid).map(|process| process.started_ticks);
         Ok(())
     }
 
@@ -164,10 +181,19 @@ impl Part {
         }
         // A stopped (SIGSTOP) process handles nothing else before it continues. The part may end in between.
         let _ = self.signal("CONT");
-        let _ = self.signal("TERM");
+        let _ = self.signal(self.stop_signal());
         match self.wait_until_gone(STOP_LIMIT) {
             Ok(()) => Ok(()),
             Err(_) => self.signal("KILL"),
+        }
+    }
+
+    /// PostgreSQL waits for its clients after TERM. Kafka waits for the other brokers, although its data goes with it.
+    fn stop_signal(&self) -> &'static str {
+        match self.name.as_str() {
+            "postgres" => "INT",
+            name if name.starts_with("kafka-") => "KILL",
+            _ => "TERM",
         }
     }
 
