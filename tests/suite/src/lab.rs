@@ -43,43 +43,44 @@ pub struct Node {
 }
 
 impl Lab {
-    /// The lab as plain processes.
+    /// The store as plain processes.
     pub fn local() -> Result<Self> {
-        Self::running("local", "cargo lab local")
+        Self::running("local", "cargo lab local")?.with_nodes("cargo lab local")
     }
 
-    /// The lab on kind.
+    /// Kafka and PostgreSQL as plain processes, with or without store nodes.
+    pub fn services() -> Result<Self> {
+        Self::running("local", "cargo lab local --only-services")
+    }
+
+    /// The cluster on kind, with or without the sample store.
     pub fn kind() -> Result<Self> {
         Self::running("kind", "cargo lab up")
     }
 
-    /// The services of the lab as plain processes, with or without store nodes.
-    pub fn services() -> Result<Self> {
-        let lab = Self::status()?;
-        ensure!(
-            lab.mode == "local",
-            "run `cargo lab local --only-services` before"
-        );
-        Ok(lab)
-    }
-
-    fn status() -> Result<Self> {
-        serde_json::from_str(&command(&["status", "--json"])?)
-            .context("`cargo lab status --json` printed something else")
+    /// The sample store on kind.
+    pub fn demo() -> Result<Self> {
+        Self::kind()?.with_nodes("cargo lab up")
     }
 
     fn running(mode: &str, remedy: &str) -> Result<Self> {
-        let lab = Self::status()?;
+        let text = command(&["status", "--json"])?;
+        let lab: Self = serde_json::from_str(&text)
+            .with_context(|| format!("`cargo lab status --json` printed {text:?}"))?;
+        let seen = &lab.mode;
         ensure!(
-            lab.mode == mode,
-            "the lab runs as {:?}, not {mode:?}: run `{remedy}`",
-            lab.mode
-        );
-        ensure!(
-            !lab.nodes.is_empty(),
-            "the lab runs no store nodes: run `{remedy}`"
+            seen == mode,
+            "the lab runs as {seen:?}, not {mode:?}: run `{remedy}`"
         );
         Ok(lab)
+    }
+
+    fn with_nodes(self, remedy: &str) -> Result<Self> {
+        ensure!(
+            !self.nodes.is_empty(),
+            "the lab runs no store nodes: run `{remedy}`"
+        );
+        Ok(self)
     }
 
     /// Base URL of the store.

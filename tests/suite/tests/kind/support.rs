@@ -33,10 +33,17 @@ pub(crate) fn lab() -> Result<(Lab, Kubectl)> {
     Ok((lab, kubectl))
 }
 
+/// The lab with the sample cluster Ready.
+pub(crate) fn demo() -> Result<(Lab, Kubectl)> {
+    let lab = Lab::demo()?;
+    let kubectl = Kubectl::new(&lab)?;
+    kubectl.condition(NAMESPACE, CLUSTER, ("Ready", "True"), SETTLE_LIMIT)?;
+    Ok((lab, kubectl))
+}
+
 /// The lab with the sample cluster Ready, whole and empty.
 pub(crate) fn empty_demo() -> Result<(Lab, Kubectl)> {
-    let (lab, kubectl) = lab()?;
-    kubectl.condition(NAMESPACE, CLUSTER, ("Ready", "True"), SETTLE_LIMIT)?;
+    let (lab, kubectl) = demo()?;
     settled(&lab, &kubectl, None)?;
     check::empty(lab.service()?)?;
     Ok((lab, kubectl))

@@ -5,12 +5,11 @@ use kvcluster_crds::NodeId;
 use kvcluster_suite::check;
 use kvcluster_suite::lab::{CLUSTER, Lab, NAMESPACE, SCHEMA_PREFIX};
 
-use crate::support::{SETTLE_LIMIT, lab, topic_tool};
+use crate::support::{demo, topic_tool};
 
 #[test]
 fn topics_are_as_the_spec_says() -> Result<()> {
-    let (lab, kubectl) = lab()?;
-    kubectl.condition(NAMESPACE, CLUSTER, ("Ready", "True"), SETTLE_LIMIT)?;
+    let (lab, kubectl) = demo()?;
     let spec = kubectl
         .get(NAMESPACE, "kvcluster", CLUSTER)?
         .context("the sample exists")?["spec"]
@@ -65,8 +64,7 @@ fn topics_are_as_the_spec_says() -> Result<()> {
 
 #[test]
 fn a_role_touches_its_own_schema_only() -> Result<()> {
-    let (lab, kubectl) = lab()?;
-    kubectl.condition(NAMESPACE, CLUSTER, ("Ready", "True"), SETTLE_LIMIT)?;
+    let (lab, kubectl) = demo()?;
     let names = lab.names();
     let schema = |node: u32| names.schema(SCHEMA_PREFIX, NodeId(node));
     for node in &lab.nodes {
