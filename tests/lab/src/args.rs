@@ -65,14 +65,19 @@ pub enum Command {
     },
 }
 
+/// Store nodes of `local` unless told otherwise: as many as the sample has.
+pub const USUAL_NODES: u16 = 3;
+/// Brokers of `local` unless told otherwise: enough for all but faults of Kafka itself.
+pub const USUAL_BROKERS: u16 = 1;
+
 /// The size of `local`.
 #[derive(Debug, Clone, clap::Args)]
 pub struct LocalOptions {
     /// Store nodes
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=32))]
+    #[arg(long, default_value_t = USUAL_NODES, value_parser = clap::value_parser!(u16).range(1..=32))]
     pub nodes: u16,
     /// Kafka brokers, each also a KRaft controller
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=5))]
+    #[arg(long, default_value_t = USUAL_BROKERS, value_parser = clap::value_parser!(u16).range(1..=5))]
     pub brokers: u16,
     /// Only Kafka and PostgreSQL, no store nodes
     #[arg(long)]

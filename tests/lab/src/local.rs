@@ -48,12 +48,8 @@ pub fn up(layout: &Layout, progress: &Progress, options: &LocalOptions) -> Resul
 }
 
 fn check_size(lab: &Lab, prefix: &str, what: &str, wanted: u16) -> Result<()> {
-    let running = lab
-        .parts
-        .iter()
-        .filter(|part| part.name.starts_with(prefix))
-        .count();
-    if running != 0 && running != usize::from(wanted) {
+    let running = lab.count(prefix);
+    if running != 0 && running != wanted {
         bail!("local runs with {running} {what}, and {wanted} are wanted: `cargo lab down` first");
     }
     Ok(())

@@ -7,7 +7,7 @@ use serde_json::Value;
 use crate::cache::Layout;
 use crate::cluster::Cluster;
 use crate::local::parts::{Lab, Part};
-use crate::local::{kafka, nodes, postgres};
+use crate::local::{nodes, postgres};
 use crate::{deploy, shell};
 
 /// What the lab runs as.
@@ -126,12 +126,6 @@ fn pod(item: &Value) -> Option<NodeStatus> {
 
 /// The status of `local`.
 pub fn of_local(lab: &Lab) -> Status {
-    let brokers = lab
-        .parts
-        .iter()
-        .filter(|part| part.name.starts_with("kafka-"))
-        .count();
-    let brokers = u16::try_from(brokers).expect("the command line allows 5");
     let nodes: Vec<NodeStatus> = lab.parts.iter().filter_map(node).collect();
     Status {
         mode: if lab.parts.is_empty() {
@@ -141,7 +135,7 @@ pub fn of_local(lab: &Lab) -> Status {
         },
         kubeconfig: None,
         service: nodes.first().and_then(|node| node.url.clone()),
-        kafka: (brokers > 0).then(|| kafka::bootstrap(brokers)),
+        kafka: (!lab.parts.is_empty()).then(|| lab.kafka()),
         postgres: (!lab.parts.is_empty()).then(|| postgres::URL.to_owned()),
         docker_host: None,
         nodes,

@@ -10,7 +10,6 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 
-use crate::args::LocalOptions;
 use crate::build::go::HELM;
 use crate::cache::Layout;
 use crate::cluster::Cluster;
@@ -21,12 +20,9 @@ use crate::suites::report::{Counts, Line};
 use crate::suites::table::{Need, Suite, Work};
 use crate::{down, shell, up};
 
-/// The cluster that the suites without Kubernetes run against.
-const LOCAL: LocalOptions = LocalOptions {
-    nodes: 3,
-    brokers: 1,
-    only_services: false,
-};
+/// Variables that name the services to tests that use one of them alone.
+const POSTGRES_VARIABLE: &str = "KVCLUSTER_TEST_POSTGRES_URL";
+const KAFKA_VARIABLE: &str = "KVCLUSTER_TEST_KAFKA";
 
 /// Runs the suites and prints the summary; `false` if anything failed.
 pub fn run(layout: &Layout, progress: &Progress, long: bool, only: &[String]) -> Result<bool> {
@@ -91,10 +87,10 @@ impl Runner<'_> {
     /// Brings up what a suite needs and does not run yet; a line if there was something to do.
     fn bring(&mut self, need: Need) -> Option<Line> {
         let (name, budget) = need.bringing()?;
+        let lab = Lab::load(self.layout).unwrap_or_default();
         let is_there = match need {
-            Need::Local => Lab::load(self.layout).is_ok_and(|lab| !lab.parts.is_empty()),
             Need::Kind => Cluster::running(self.layout).is_some(),
-            Need::Nothing => true,
+            _ => !lab.parts.is_empty(),
         };
         if !is_there {
             self.brought.push(need);
@@ -103,7 +99,11 @@ impl Runner<'_> {
         // Also where it runs already: the store in it may be older than the source.
         let result = match need {
             Need::Kind => up::run(self.layout, self.progress),
-            _ => local::up(self.layout, self.progress, &LOCAL),
+            _ => local::up(
+                self.layout,
+                self.progress,
+                &lab.options(need == Need::Services),
+            ),
         };
         let failed = u32::from(result.is_err());
         if let Err(error) = result {
@@ -120,7 +120,7 @@ impl Runner<'_> {
 
     fn take_down(&mut self, later: &[Need]) -> Result<()> {
         for need in std::mem::take(&mut self.brought) {
-            if later.contains(&need) {
+            if later.iter().any(|other| need.shares_with(*other)) {
                 self.brought.push(need);
                 continue;
             }
@@ -207,6 +207,17 @@ impl Runner<'_> {
         if let Some(mode) = need.mode() {
             command.env("KVCLUSTER_LAB_MODE", mode);
         }
+        if need.shares_with(Need::Local) {
+            command.env(POSTGRES_VARIABLE, local::postgres::URL);
+            command.env(KAFKA_VARIABLE, Lab::load(self.layout)?.kafka());
+        }
+        // For the kubectl that came with the cluster, where there is no other.
+        let own = self.layout.run("bin");
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        command.env(
+            "PATH",
+            std::env::join_paths(std::env::split_paths(&path).chain([own]))?,
+        );
         if self.long {
             command.env("KVCLUSTER_LONG", "1");
         }

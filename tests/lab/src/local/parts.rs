@@ -10,7 +10,9 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
+use crate::args::{self, LocalOptions};
 use crate::cache::{self, Layout};
+use crate::local::kafka;
 use crate::shell;
 
 /// How long a part may take until it answers: Kafka needs 3 to 6 s on two busy cores.
@@ -71,6 +73,33 @@ impl Lab {
         let partial = path.with_extension("json.partial");
         cache::write(&partial, serde_json::to_string_pretty(self)?)?;
         std::fs::rename(&partial, &path).context("cannot put lab.json in place")
+    }
+
+    /// The addresses that Kafka's clients start from.
+    pub fn kafka(&self) -> String {
+        kafka::bootstrap(self.count("kafka-"))
+    }
+
+    /// What it takes to bring up the same again; the usual size where nothing runs.
+    pub fn options(&self, only_services: bool) -> LocalOptions {
+        let or = |count: u16, usual: u16| if count == 0 { usual } else { count };
+        let nodes = or(self.count("node-"), args::USUAL_NODES);
+        let brokers = or(self.count("kafka-"), args::USUAL_BROKERS);
+        LocalOptions {
+            nodes,
+            brokers,
+            only_services,
+        }
+    }
+
+    /// How many parts have a name that starts so.
+    pub fn count(&self, prefix: &str) -> u16 {
+        let count = self
+            .parts
+            .iter()
+            .filter(|part| part.name.starts_with(prefix))
+            .count();
+        u16::try_from(count).expect("the command line allows far fewer")
     }
 
     /// A part by its name.

@@ -12,7 +12,9 @@ pub const HELM: &str = "<helm>";
 pub enum Need {
     /// The source alone.
     Nothing,
-    /// Plain processes.
+    /// Kafka and PostgreSQL as plain processes.
+    Services,
+    /// The store and its services as plain processes.
     Local,
     /// A kind cluster.
     Kind,
@@ -46,10 +48,10 @@ pub struct Suite {
 const INPUT: &[(&str, &str)] = &[("unicode-data", "/usr/share/unicode/UnicodeData.txt")];
 
 const fn suite(name: &'static str, need: Need, budget_seconds: u64, work: Work) -> Suite {
-    let packages = if matches!(need, Need::Nothing) {
-        &[]
-    } else {
+    let packages = if matches!(need, Need::Local | Need::Kind) {
         INPUT
+    } else {
+        &[]
     };
     Suite {
         name,
@@ -69,7 +71,7 @@ const SUITES: [Suite; 7] = [
     ),
     suite("structure", Need::Nothing, 5, Work::Structure),
     suite("lint", Need::Nothing, 600, Work::Commands(&[LINT])),
-    suite("unit", Need::Nothing, 900, Work::Commands(&[UNIT])),
+    suite("unit", Need::Services, 900, Work::Commands(&[UNIT])),
     suite("charts", Need::Nothing, 300, Work::Commands(CHARTS)),
     suite("local", Need::Local, 600, Work::Commands(&[LOCAL])),
     suite("kind", Need::Kind, 1_500, Work::Commands(&[KIND])),
@@ -151,16 +153,22 @@ impl Need {
     pub fn bringing(self) -> Option<(&'static str, Duration)> {
         match self {
             Self::Nothing => None,
+            Self::Services => Some(("(services)", Duration::from_mins(5))),
             Self::Local => Some(("(local)", Duration::from_mins(10))),
             Self::Kind => Some(("(up)", Duration::from_mins(40))),
         }
+    }
+
+    /// Whether what this needs and what another needs go away together.
+    pub fn shares_with(self, other: Self) -> bool {
+        self.mode() == other.mode()
     }
 
     /// What `cargo lab status` should speak of inside the suite.
     pub fn mode(self) -> Option<&'static str> {
         match self {
             Self::Nothing => None,
-            Self::Local => Some("local"),
+            Self::Services | Self::Local => Some("local"),
             Self::Kind => Some("kind"),
         }
     }
@@ -208,6 +216,7 @@ mod tests {
 
     #[test]
     fn what_needs_most_runs_last() {
+        assert!(Need::Services.shares_with(Need::Local) && !Need::Local.shares_with(Need::Kind));
         let needs: Vec<Need> = SUITES.iter().map(|suite| suite.need).collect();
         assert_eq!(needs[needs.len() - 2..], [Need::Local, Need::Kind]);
     }
