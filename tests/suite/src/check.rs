@@ -18,6 +18,8 @@ use crate::processes;
 const QUERY_LIMIT: Duration = Duration::from_mins(1);
 /// Longest run of the log's decoder.
 const DECODE_LIMIT: Duration = Duration::from_mins(2);
+/// Connections that delete what an earlier test left: enough to fill the slots' batches.
+const DELETING_CONNECTIONS: usize = 32;
 /// Differences that a failure shows.
 const DIFFERENCES_SHOWN: usize = 5;
 
@@ -66,8 +68,22 @@ pub fn scan(base: &str) -> Result<Rows> {
 
 /// Deletes every pair of the store.
 pub fn empty(base: &str) -> Result<()> {
+    let keys: Vec<String> = scan(base)?.into_keys().collect();
+    let share = keys.len().div_ceil(DELETING_CONNECTIONS).max(1);
+    std::thread::scope(|scope| {
+        let running: Vec<_> = keys
+            .chunks(share)
+            .map(|keys| scope.spawn(|| delete_all(base, keys)))
+            .collect();
+        let mut ended = running.into_iter().map(std::thread::ScopedJoinHandle::join);
+        ended.try_for_each(|ended| ended.ok().context("a connection's thread panicked")?)
+    })?;
+    expect_same(&scan(base)?, &Rows::new())
+}
+
+fn delete_all(base: &str, keys: &[String]) -> Result<()> {
     let mut connection = http::Connection::open(base)?;
-    for key in scan(base)?.keys() {
+    for key in keys {
         let target = format!("/key/{}", crate::percent::encode(key.as_bytes()));
         let answer = connection.request("DELETE", &target, &[])?;
         ensure!(
@@ -77,7 +93,7 @@ pub fn empty(base: &str) -> Result<()> {
             answer.text()
         );
     }
-    expect_same(&scan(base)?, &Rows::new())
+    Ok(())
 }
 
 /// Fails with the first differences.

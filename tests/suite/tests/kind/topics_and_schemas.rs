@@ -105,7 +105,8 @@ fn a_role_touches_its_own_schema_only() -> Result<()> {
     Ok(())
 }
 
-/// The same URL with the address that reaches PostgreSQL from this machine.
+/// The same URL with the address that reaches PostgreSQL from this machine, and without the parameters that only the node's
+/// client knows.
 fn from_outside(url: &str, lab: &Lab) -> Result<String> {
     let place = |url: &str| {
         let begin = url.find('@')? + 1;
@@ -113,7 +114,7 @@ fn from_outside(url: &str, lab: &Lab) -> Result<String> {
     };
     let outside = lab.postgres()?;
     let address = &outside[place(outside).context("the lab's URL has an address")?];
-    let mut url = url.to_owned();
+    let mut url = url.split('?').next().unwrap_or_default().to_owned();
     url.replace_range(
         place(&url).context("the Secret's URL has an address")?,
         address,
