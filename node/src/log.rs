@@ -1,3 +1,148 @@
-//! The write-ahead log: one Kafka partition per slot.
+//! The write-ahead log: one Kafka partition per slot. The trait is what the slots' tasks need of it; Kafka stands behind.
+//!
+//! What happens in the log reaches a slot's task by two channels, see [`Sink`]: what the consumer reads, and the fates of
+//! the slot's own records. Neither order between the two nor their speed matters to the state machine.
 
 pub mod codec;
+pub mod consumer;
+pub mod decode;
+pub mod producer;
+pub mod reader;
+pub mod settings;
+
+use std::sync::{Arc, OnceLock};
+
+use bytes::Bytes;
+use kvcluster_crds::{Offset, SlotId};
+use rdkafka::error::KafkaError;
+use tokio::sync::mpsc;
+
+use crate::slot::{Input, Token};
+
+/// Records that were read and that a slot's task has not taken yet, at most; the consumer waits when they are so many.
+pub const RECORDS_QUEUED_MAX: usize = 2_048;
+
+/// Why the log's edge could not be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum LogError {
+    /// A setting that librdkafka does not take.
+    #[error("failed to create a Kafka client: {0}")]
+    Client(#[from] KafkaError),
+    /// The system gives no thread.
+    #[error("failed to start the thread {name}: {source}")]
+    Thread {
+        /// Its name.
+        name: &'static str,
+        /// Why.
+        source: std::io::Error,
+    },
+}
+
+/// Where the log tells a slot's task what happened.
+#[derive(Clone, Debug)]
+pub struct Sink {
+    /// What the consumer reads; it waits when the channel is full.
+    pub records: mpsc::Sender<Input>,
+    /// The fates of own records; as many as the slot has in flight, which the state machine limits.
+    pub fates: mpsc::UnboundedSender<Input>,
+}
+
+/// What the tasks of the slots need of the log.
+pub trait Log: Send + Sync + 'static {
+    /// Reads the log of `slot` from `from` on, into `sink`; once for each slot. `next` is the first offset that was not read
+    /// before: a log that begins behind `from` or ends before `next` freezes the slot.
+    fn follow(&self, slot: SlotId, from: Offset, next: Offset, sink: Sink);
+
+    /// Appends a record to the log of `slot`. Its fate reaches the sink of the slot, exactly once.
+    fn append(&self, slot: SlotId, token: Token, bytes: &Bytes);
+}
+
+/// The sinks of the slots that are followed, by slot.
+#[derive(Debug)]
+pub(crate) struct Sinks(Vec<OnceLock<Sink>>);
+
+impl Sinks {
+    fn new(slots: u32) -> Arc<Self> {
+        Arc::new(Self((0..slots).map(|_| OnceLock::new()).collect()))
+    }
+
+    fn set(&self, slot: SlotId, sink: Sink) {
+        let place = self
+            .0
+            .get(slot.index())
+            .expect("only slots of the cluster are followed");
+        assert!(place.set(sink).is_ok(), "slot {slot} is followed twice");
+    }
+
+    /// Tells a slot's task the fate of a record. A task that is gone has nobody left to tell.
+    fn tell(&self, slot: SlotId, fate: Input) {
+        if let Some(sink) = self.0.get(slot.index()).and_then(OnceLock::get) {
+            let _ = sink.fates.send(fate);
+        }
+    }
+}
+
+/// Kafka as the log.
+pub struct KafkaLog {
+    producers: Vec<producer::Producer>,
+    consumer: consumer::Consumer,
+    sinks: Arc<Sinks>,
+}
+
+/// What [`KafkaLog::start`] needs to know.
+pub struct KafkaLogConfig {
+    /// Kafka's bootstrap servers.
+    pub bootstrap: String,
+    /// The log topic.
+    pub topic: String,
+    /// Name of this client in Kafka's logs.
+    pub client_id: String,
+    /// Number of slots of the cluster.
+    pub slots: u32,
+    /// Whether memory is so full that reading has to wait.
+    pub memory_is_full: Box<dyn Fn() -> bool + Send>,
+    /// Dropped when the consumer's thread ends.
+    pub alive: Box<dyn Send>,
+}
+
+impl KafkaLog {
+    /// Starts producers and consumer. Does not wait for Kafka.
+    pub fn start(config: KafkaLogConfig) -> Result<Self, LogError> {
+        let sinks = Sinks::new(config.slots);
+        let producers = (0..settings::PRODUCERS)
+            .map(|_| {
+                let settings = settings::producer(&config.bootstrap, &config.client_id);
+                producer::Producer::new(settings, config.topic.clone(), Arc::clone(&sinks))
+            })
+            .collect::<Result<_, _>>()?;
+        let consumer = consumer::Consumer::start(config)?;
+        Ok(Self {
+            producers,
+            consumer,
+            sinks,
+        })
+    }
+
+    /// Puts a new producer in the place of one that can never send again. Blocks for up to half a second when there is one.
+    pub fn replace_broken_producers(&self) {
+        for producer in &self.producers {
+            producer.replace_if_broken();
+        }
+    }
+}
+
+impl Log for KafkaLog {
+    fn follow(&self, slot: SlotId, from: Offset, next: Offset, sink: Sink) {
+        self.sinks.set(slot, sink.clone());
+        self.consumer.follow(consumer::Follow {
+            slot,
+            from,
+            next,
+            records: sink.records,
+        });
+    }
+
+    fn append(&self, slot: SlotId, token: Token, bytes: &Bytes) {
+        self.producers[slot.index() % self.producers.len()].append(slot, token, bytes);
+    }
+}

@@ -452,7 +452,10 @@ impl SlotMachine {
                 }
             }
             Body::Command { seq, .. } | Body::Renew { seq, .. } | Body::Release { seq, .. } => {
-                let leading = self.leading.as_mut().filter(|leading| leading.epoch == epoch);
+                let leading = self
+                    .leading
+                    .as_mut()
+                    .filter(|leading| leading.epoch == epoch);
                 match leading {
                     Some(leading) if own && valid => leading.confirmed(*seq, offset, out),
                     Some(leading) if own => leading.ignored(*seq, out),

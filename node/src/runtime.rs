@@ -1,0 +1,403 @@
+//! Puts a node together: servers first, so that probes and clients get answers while Kafka or PostgreSQL are away, then the
+//! store, the assignment, and one task per replica. A part that dies ends the process.
+
+mod beats;
+pub mod clock;
+pub mod registry;
+mod replica;
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context as _, anyhow, bail};
+use kvcluster_crds::{Incarnation, SlotId};
+use ring::rand::{SecureRandom, SystemRandom};
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, watch};
+use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::{interval, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use crate::api::{self, Api, Readiness, Routers};
+use crate::args::{DecodeLogArgs, NodeArgs, Reads};
+use crate::assignment::{self, Cluster, Following};
+use crate::log::{self, KafkaLog, KafkaLogConfig, Log, Sink};
+use crate::metrics::Metrics;
+use crate::service::Slots;
+use crate::shutdown;
+use crate::slot::{Settings, SlotMachine};
+use crate::store::postgres::{PostgresConfig, PostgresStore};
+use crate::store::{Store, StoreError};
+use beats::BeatsConfig;
+use registry::{Registry, RegistryConfig};
+use replica::{Inputs, Replica};
+
+/// Pause before PostgreSQL is asked again.
+const STORE_PAUSE: Duration = Duration::from_millis(500);
+/// Time between two looks whether a producer has to be replaced.
+const PRODUCER_CARE: Duration = Duration::from_millis(500);
+/// Time between two looks whether all releases are in the log.
+const RELEASE_LOOK: Duration = Duration::from_millis(10);
+/// Reading the log stops when so many times the allowed memory waits for PostgreSQL: followers cannot refuse writes.
+const MEMORY_HARD_FACTOR: u64 = 2;
+
+/// Names the thread that held it, when the thread ends.
+struct Alive {
+    name: &'static str,
+    ended: mpsc::UnboundedSender<&'static str>,
+}
+
+impl Drop for Alive {
+    fn drop(&mut self) {
+        // When nobody listens the process is ending anyway.
+        let _ = self.ended.send(self.name);
+    }
+}
+
+/// The parts of a node that work for it.
+struct Node {
+    args: NodeArgs,
+    incarnation: Incarnation,
+    store: Arc<PostgresStore>,
+    registry: Arc<Registry>,
+    stop: watch::Sender<bool>,
+    ended: mpsc::UnboundedSender<&'static str>,
+}
+
+/// Prints what a log holds.
+pub fn decode_log(args: &DecodeLogArgs) -> anyhow::Result<()> {
+    let report = log::decode::decode(&args.bootstrap, &args.topic, args.log_id)?;
+    println!("{}", serde_json::to_string_pretty(&report)?);
+    Ok(())
+}
+
+/// Runs a node until it is asked to stop. An error means that it cannot go on.
+pub async fn run(args: NodeArgs) -> anyhow::Result<()> {
+    args.check()?;
+    let incarnation = random_incarnation()?;
+    let metrics = Metrics::new();
+    let store = PostgresStore::new(
+        PostgresConfig {
+            url: args.postgres.url.clone(),
+            schema: args.postgres.schema.clone(),
+            connections: args.postgres.connections,
+            cache_bytes: args.cache_bytes,
+        },
+        incarnation,
+        Arc::clone(&metrics),
+    )?;
+    let registry = Arc::new(Registry::new(RegistryConfig {
+        node: args.node(),
+        incarnation,
+        cluster_uid: args.cluster_uid.clone(),
+        log_id: args.log_id,
+        slots: args.slots,
+        suspicion_ms: args.times.suspicion_ms,
+        unflushed_bytes_max: args.unflushed_bytes_max,
+        store: Arc::clone(&store) as Arc<dyn Store>,
+    }));
+    let servers = Servers::start(&args, &registry, &store, metrics).await?;
+    info!(node = args.node_id, %incarnation, listen = %args.listen, "started");
+    let (ended, mut ends) = mpsc::unbounded_channel();
+    let node = Arc::new(Node {
+        args,
+        incarnation,
+        store: Arc::clone(&store),
+        registry: Arc::clone(&registry),
+        stop: watch::Sender::new(false),
+        ended,
+    });
+    let mut work = tokio::spawn(Arc::clone(&node).work());
+    let signal = tokio::select! {
+        signal = shutdown::asked() => signal.context("listen for signals")?,
+        done = &mut work => return Err(broken(done)),
+        name = ends.recv() => bail!("the thread {} ended", name.unwrap_or("of the node")),
+        reason = store.failed() => return Err(reason).context("the store cannot go on"),
+    };
+    info!(signal, "stopping");
+    stop(&node, servers).await;
+    Ok(())
+}
+
+fn broken(done: Result<anyhow::Result<Infallible>, tokio::task::JoinError>) -> anyhow::Error {
+    match done {
+        Ok(Err(error)) => error,
+        Err(error) => anyhow!(error).context("a task of the node ended"),
+    }
+}
+
+fn random_incarnation() -> anyhow::Result<Incarnation> {
+    let mut bytes = [0; 8];
+    SystemRandom::new()
+        .fill(&mut bytes)
+        .map_err(|_| anyhow!("the system gives no random number"))?;
+    Ok(Incarnation(u64::from_be_bytes(bytes)))
+}
+
+/// The two ports.
+struct Servers {
+    readiness: Readiness,
+    rest_stop: CancellationToken,
+    rest: JoinHandle<()>,
+    admin_stop: CancellationToken,
+    admin: JoinHandle<()>,
+}
+
+impl Servers {
+    async fn start(
+        args: &NodeArgs,
+        registry: &Arc<Registry>,
+        store: &Arc<PostgresStore>,
+        metrics: Arc<Metrics>,
+    ) -> anyhow::Result<Self> {
+        let bind = async |address| {
+            TcpListener::bind(address)
+                .await
+                .with_context(|| format!("listen on {address}"))
+        };
+        let rest_listener = bind(args.listen).await?;
+        let admin_listener = bind(args.admin_listen).await?;
+        let readiness = Readiness::new();
+        let api = Api {
+            slots: Arc::clone(registry) as Arc<dyn Slots>,
+            store: Arc::clone(store) as Arc<dyn Store>,
+            metrics,
+            readiness: readiness.clone(),
+        };
+        let Routers { rest, admin } = api.routers();
+        let (rest_stop, admin_stop) = (CancellationToken::new(), CancellationToken::new());
+        let servers = Self {
+            rest: tokio::spawn(api::serve(rest_listener, rest, rest_stop.clone())),
+            admin: tokio::spawn(api::serve(admin_listener, admin, admin_stop.clone())),
+            readiness,
+            rest_stop,
+            admin_stop,
+        };
+        servers.readiness.set(true);
+        Ok(servers)
+    }
+}
+
+/// Gives leaderships away, drains, writes everything down. Every wait has an end.
+async fn stop(node: &Node, servers: Servers) {
+    servers.readiness.set(false);
+    node.stop.send_replace(true);
+    let released = async {
+        while !node.registry.all_stopped() {
+            sleep(RELEASE_LOOK).await;
+        }
+    };
+    if timeout(shutdown::RELEASE_TIMEOUT, released).await.is_err() {
+        warn!("some leaderships could not be given away; others take over by suspicion");
+    }
+    sleep(shutdown::ENDPOINT_GRACE).await;
+    servers.rest_stop.cancel();
+    if let Err(error) = servers.rest.await {
+        error!(%error, "the REST server ended badly");
+    }
+    match timeout(shutdown::FLUSH_TIMEOUT, node.store.flush_all()).await {
+        Ok(Ok(())) => info!("everything is in PostgreSQL"),
+        Ok(Err(error)) => warn!(%error, "not everything is in PostgreSQL; the log has it"),
+        Err(_) => warn!("PostgreSQL does not take everything in time; the log has it"),
+    }
+    servers.admin_stop.cancel();
+    if let Err(error) = servers.admin.await {
+        error!(%error, "the admin server ended badly");
+    }
+}
+
+impl Node {
+    fn alive(&self, name: &'static str) -> Box<dyn Send> {
+        Box::new(Alive {
+            name,
+            ended: self.ended.clone(),
+        })
+    }
+
+    /// Everything that a node does beside its servers.
+    async fn work(self: Arc<Self>) -> anyhow::Result<Infallible> {
+        let names = self.args.names();
+        let mut assignments = assignment::start(
+            Following {
+                bootstrap: self.args.kafka_bootstrap.clone(),
+                client_id: self.args.client_id(),
+                topic: names.assignment_topic(),
+                cluster: Cluster {
+                    uid: self.args.cluster_uid.clone(),
+                    log_id: self.args.log_id,
+                    slots: self.args.slots,
+                },
+            },
+            self.alive("assignment-reader"),
+        )?;
+        self.registry.set_assignment(assignments.clone());
+        let mut tasks = JoinSet::new();
+        // Before the store is open: a process that comes back is known at once to be another one.
+        self.start_heartbeats(&mut tasks)?;
+        self.open_store().await?;
+        let log = self.start_log()?;
+        tasks.spawn(care_for_producers(Arc::clone(&log)));
+        loop {
+            let hosted = self.host_new(&log).await?;
+            for replica in hosted {
+                tasks.spawn(replica);
+            }
+            tokio::select! {
+                changed = assignments.changed() => changed.context("follow the assignment")?,
+                Some(done) = tasks.join_next() => {
+                    done.context("a task of the node ended")??;
+                    bail!("a task of the node ended");
+                }
+            }
+        }
+    }
+
+    async fn open_store(&self) -> anyhow::Result<()> {
+        self.until_available(|| self.store.open())
+            .await
+            .context("open the store")
+    }
+
+    /// Asks PostgreSQL until it answers; other errors end the process.
+    async fn until_available<T, F>(&self, mut ask: impl FnMut() -> F) -> anyhow::Result<T>
+    where
+        F: Future<Output = Result<T, StoreError>>,
+    {
+        loop {
+            match ask().await {
+                Ok(answer) => {
+                    self.registry.set_problem("postgres", None);
+                    return Ok(answer);
+                }
+                Err(StoreError::Unavailable(reason)) => {
+                    warn!(reason, "PostgreSQL does not answer yet");
+                    let problem = format!("PostgreSQL does not answer: {reason}");
+                    self.registry.set_problem("postgres", Some(problem));
+                    sleep(STORE_PAUSE).await;
+                }
+                Err(error @ (StoreError::Fenced(_) | StoreError::Schema(_))) => {
+                    return Err(error.into());
+                }
+            }
+        }
+    }
+
+    fn start_heartbeats(&self, tasks: &mut JoinSet<anyhow::Result<()>>) -> anyhow::Result<()> {
+        let config = BeatsConfig {
+            bootstrap: self.args.kafka_bootstrap.clone(),
+            client_id: self.args.client_id(),
+            topic: self.args.names().heartbeat_topic(),
+            every: Duration::from_millis(u64::from(self.args.times.heartbeat_ms)),
+        };
+        let alive = self.alive("heartbeat-reader");
+        beats::listen(&config, Arc::clone(&self.registry), alive)?;
+        let registry = Arc::clone(&self.registry);
+        tasks.spawn(async move { Ok(beats::send(config, registry).await?) });
+        Ok(())
+    }
+
+    fn start_log(&self) -> anyhow::Result<Arc<KafkaLog>> {
+        let store = Arc::clone(&self.store);
+        let most = self.args.unflushed_bytes_max;
+        let was_full = AtomicBool::new(false);
+        // Full above the hard limit, and until half of what is between the limits is gone: no flapping.
+        let memory_is_full = move || {
+            let limit = if was_full.load(Ordering::Relaxed) {
+                most * MEMORY_HARD_FACTOR - most / 2
+            } else {
+                most * MEMORY_HARD_FACTOR
+            };
+            let full = store.unflushed_bytes() > limit;
+            was_full.store(full, Ordering::Relaxed);
+            full
+        };
+        let log = KafkaLog::start(KafkaLogConfig {
+            bootstrap: self.args.kafka_bootstrap.clone(),
+            topic: self.args.names().log_topic(),
+            client_id: self.args.client_id(),
+            slots: self.args.slots,
+            memory_is_full: Box::new(memory_is_full),
+            alive: self.alive("log-consumer"),
+        })?;
+        Ok(Arc::new(log))
+    }
+
+    /// Loads the slots that the assignment gives to this node and that it does not have yet.
+    async fn host_new(
+        &self,
+        log: &Arc<KafkaLog>,
+    ) -> anyhow::Result<Vec<impl Future<Output = anyhow::Result<()>> + use<>>> {
+        let Some(assignment) = self.registry.assignment() else {
+            return Ok(Vec::new());
+        };
+        let new: Vec<SlotId> = (0..self.args.slots)
+            .map(SlotId)
+            .filter(|slot| !self.registry.hosts(*slot))
+            .filter(|slot| {
+                let replicas = assignment.slot(*slot);
+                replicas.is_some_and(|replicas| replicas.has_replica(self.args.node()))
+            })
+            .collect();
+        if new.is_empty() {
+            return Ok(Vec::new());
+        }
+        let loaded = self
+            .until_available(|| self.store.load(&new))
+            .await
+            .context("load slots")?;
+        info!(
+            slots = loaded.len(),
+            version = assignment.version,
+            "hosting"
+        );
+        let replicas = loaded.into_iter().map(|(slot, position)| {
+            let settings = Settings {
+                slot,
+                node: self.args.node(),
+                incarnation: self.incarnation,
+                log_id: self.args.log_id,
+                lease_ms: self.args.times.lease_ms,
+                reads_by_lease: self.args.reads == Reads::Lease,
+            };
+            let (records_in, records) = mpsc::channel(log::RECORDS_QUEUED_MAX);
+            let (fates_in, fates) = mpsc::unbounded_channel();
+            let from = SlotMachine::follow_from(&position);
+            let sink = Sink {
+                records: records_in,
+                fates: fates_in,
+            };
+            log.follow(slot, from, position.next_offset, sink);
+            let requests = self.registry.host(slot);
+            let replica = Replica {
+                machine: SlotMachine::new(settings, position, clock::now_ns()),
+                registry: Arc::clone(&self.registry),
+                log: Arc::clone(log) as Arc<dyn Log>,
+                store: Arc::clone(&self.store) as Arc<dyn Store>,
+            };
+            let inputs = Inputs {
+                records,
+                fates,
+                requests,
+                stop: self.stop.subscribe(),
+            };
+            async move {
+                replica.run(inputs).await;
+                Err(anyhow!("the task of slot {slot} ended"))
+            }
+        });
+        Ok(replicas.collect())
+    }
+}
+
+/// Replaces producers that librdkafka has given up, for ever.
+async fn care_for_producers(log: Arc<KafkaLog>) -> anyhow::Result<()> {
+    let mut looks = interval(PRODUCER_CARE);
+    loop {
+        looks.tick().await;
+        let log = Arc::clone(&log);
+        tokio::task::spawn_blocking(move || log.replace_broken_producers()).await?;
+    }
+}
