@@ -31,7 +31,6 @@ const PLUGINS: &str = "/run/docker/plugins";
 /// What the machine looked like before.
 #[derive(Debug, Serialize, Deserialize)]
 struct Before {
-    pid: u32,
     ip_forward: String,
     forward_policy: String,
     had_plugins: bool,
@@ -54,13 +53,15 @@ pub fn ensure_installed(layout: &Layout, progress: &Progress) -> Result<()> {
 pub fn start(layout: &Layout) -> Result<()> {
     let folder = Path::new(FOLDER);
     fs::create_dir_all(folder).with_context(|| format!("cannot create {FOLDER}"))?;
+    note_before()?;
+    // One that died left its pid, which may be another process's by now, or a zombie's.
+    let _ = fs::remove_file(pid_file());
     let log_path = layout.log("dockerd");
     let log = shell::open_log(&log_path)?;
-    let saved = shell::output(&mut shell::command(&["iptables-save"]))?;
     let mut command = shell::command(&["dockerd", "--bridge", "none", "-H", &address()]);
     command.arg("--data-root").arg(layout.root().join("docker"));
     command.arg("--exec-root").arg(folder.join("exec"));
-    command.arg("--pidfile").arg(folder.join("docker.pid"));
+    command.arg("--pidfile").arg(pid_file());
     if let Some(script) = capabilities::wrapper()? {
         let wrapper = folder.join("runc");
         cache::write(&wrapper, script)?;
@@ -68,7 +69,6 @@ pub fn start(layout: &Layout) -> Result<()> {
         let runtime = format!("lab={}", wrapper.display());
         command.args(["--add-runtime", &runtime, "--default-runtime", "lab"]);
     }
-    let ip_forward = fs::read_to_string(FORWARDING)?.trim().to_owned();
     let child = command
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)
@@ -76,20 +76,33 @@ pub fn start(layout: &Layout) -> Result<()> {
         .process_group(0)
         .spawn()
         .context("cannot start dockerd")?;
-    let before = Before {
-        pid: child.id(),
-        ip_forward,
-        forward_policy: rules::forward_policy(&saved).to_owned(),
-        had_plugins: Path::new(PLUGINS).exists(),
-    };
-    cache::write(&notes(), serde_json::to_string(&before)?)?;
     let answer = shell::wait_for("an answer of the container engine", START_LIMIT, || {
         if !is_alive(child.id()) {
             bail!("the container engine stopped");
         }
         Ok(answers().then_some(()))
     });
-    answer.with_context(|| format!("log {}:\n{}", log_path.display(), shell::tail(&log_path)))
+    answer.with_context(|| {
+        let end = shell::tail(&log_path);
+        format!(
+            "the container engine does not start; log {}:\n{end}",
+            log_path.display()
+        )
+    })
+}
+
+/// Notes what the machine looks like, once: after an engine that died it looks like the engine left it.
+fn note_before() -> Result<()> {
+    if notes().exists() {
+        return Ok(());
+    }
+    let saved = shell::output(&mut shell::command(&["iptables-save"]))?;
+    let before = Before {
+        ip_forward: fs::read_to_string(FORWARDING)?.trim().to_owned(),
+        forward_policy: rules::forward_policy(&saved).to_owned(),
+        had_plugins: Path::new(PLUGINS).exists(),
+    };
+    cache::write(&notes(), serde_json::to_string(&before)?)
 }
 
 /// Whether the lab's own engine answers.
@@ -111,10 +124,13 @@ pub fn stop(layout: &Layout) -> Result<()> {
     };
     let before: Before = serde_json::from_slice(&text).context("the engine's notes are damaged")?;
     let bridges = bridges()?;
-    if is_alive(before.pid) {
-        shell::output(&mut shell::command(&["kill", &before.pid.to_string()]))?;
+    let pid = fs::read_to_string(pid_file())
+        .ok()
+        .and_then(|text| text.trim().parse().ok());
+    if let Some(pid) = pid.filter(|pid| is_alive(*pid)) {
+        shell::output(&mut shell::command(&["kill", &pid.to_string()]))?;
         shell::wait_for("the end of the container engine", STOP_LIMIT, || {
-            Ok((!is_alive(before.pid)).then_some(()))
+            Ok((!is_alive(pid)).then_some(()))
         })?;
     }
     for bridge in &bridges {
@@ -185,6 +201,10 @@ fn is_alive(pid: u32) -> bool {
         .rsplit_once(") ")
         .map(|(_, rest)| rest.starts_with('Z'));
     state == Some(false)
+}
+
+fn pid_file() -> PathBuf {
+    Path::new(FOLDER).join("docker.pid")
 }
 
 fn notes() -> PathBuf {

@@ -74,7 +74,10 @@ fn collect(folder: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
     for entry in entries {
         let path = entry?.path();
         if path.is_dir() {
-            collect(&path, files)?;
+            // Integration tests beside `src` are tests as a whole.
+            if !(path.ends_with("tests") && folder.join("src").is_dir()) {
+                collect(&path, files)?;
+            }
         } else if path.extension().is_some_and(|extension| extension == "rs") {
             files.push(path);
         }
