@@ -135,7 +135,7 @@ impl Metrics {
     }
 
     /// Counts a finished request.
-    pub fn observe_request(&self, labels: RequestLabels, took: Duration) {
+    pub fn observe_request(&self, labels: &RequestLabels, took: Duration) {
         let route = RouteLabels {
             route: labels.route,
             method: labels.method,
@@ -143,7 +143,7 @@ impl Metrics {
         self.request_seconds
             .get_or_create(&route)
             .observe(took.as_secs_f64());
-        self.rest.requests.get_or_create(&labels).inc();
+        self.rest.requests.get_or_create(labels).inc();
     }
 
     /// Counts a flush that was committed.

@@ -169,8 +169,12 @@ mod tests {
 
     #[test]
     fn a_full_batch_ends_with_a_whole_segment() {
-        let sizes: Vec<_> = (0..20).map(|_| ("k", Some(1_000_000))).collect();
-        let mut big = overlay(&sizes);
+        let keys: Vec<String> = (0..20).map(|number| format!("k{number}")).collect();
+        let records: Vec<_> = keys
+            .iter()
+            .map(|key| (key.as_str(), Some(1_000_000)))
+            .collect();
+        let mut big = overlay(&records);
         let mut batch = Batch::default();
         assert!(!batch.take(SlotId(0), &mut big, false));
         let end = batch.steps[0].end.next_offset;

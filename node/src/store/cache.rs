@@ -192,11 +192,12 @@ mod tests {
         Bytes::copy_from_slice(text.as_bytes())
     }
 
-    fn value(version: i64) -> Option<Versioned> {
-        Some(Versioned {
-            value: Bytes::from(vec![b'v'; 100]),
+    fn value(version: i64) -> Versioned {
+        let value = Bytes::from(vec![b'v'; 100]);
+        Versioned {
+            value,
             version: Offset(version),
-        })
+        }
     }
 
     #[test]
@@ -204,11 +205,11 @@ mod tests {
         let cache = Cache::new(1 << 20);
         let ticket = cache.ticket(SLOT, b"a");
         cache.written(SLOT, &key("a"));
-        cache.fill(ticket, SLOT, &key("a"), value(1));
+        cache.fill(ticket, SLOT, &key("a"), Some(value(1)));
         assert_eq!(cache.get(SLOT, &key("a")), None);
         let ticket = cache.ticket(SLOT, b"a");
-        cache.fill(ticket, SLOT, &key("a"), value(2));
-        assert_eq!(cache.get(SLOT, &key("a")), Some(value(2)));
+        cache.fill(ticket, SLOT, &key("a"), Some(value(2)));
+        assert_eq!(cache.get(SLOT, &key("a")), Some(Some(value(2))));
         assert_eq!(cache.get(SlotId(4), &key("a")), None, "slots are apart");
     }
 
@@ -226,9 +227,9 @@ mod tests {
     fn stays_within_its_bytes_and_keeps_what_is_read() {
         let limit = 16 * 20_000;
         let cache = Cache::new(limit);
-        cache.keep(SLOT, key("hot"), value(0));
+        cache.keep(SLOT, key("hot"), Some(value(0)));
         for number in 0..20_000 {
-            cache.keep(SLOT, key(&format!("cold-{number}")), value(number));
+            cache.keep(SLOT, key(&format!("cold-{number}")), Some(value(number)));
             assert!(cache.get(SLOT, &key("hot")).is_some(), "after {number}");
             assert!(cache.bytes() <= limit);
         }
@@ -242,7 +243,7 @@ mod tests {
     fn rewriting_one_key_does_not_grow_the_queue() {
         let cache = Cache::new(1 << 20);
         for number in 0..10_000 {
-            cache.keep(SLOT, key("a"), value(number));
+            cache.keep(SLOT, key("a"), Some(value(number)));
             cache.written(SLOT, &key("a"));
         }
         let queued: usize = (0..SHARDS)
@@ -254,7 +255,7 @@ mod tests {
     #[test]
     fn a_value_above_the_limit_is_not_kept() {
         let cache = Cache::new(16 * 200);
-        cache.keep(SLOT, key("a"), value(1));
+        cache.keep(SLOT, key("a"), Some(value(1)));
         assert_eq!(cache.get(SLOT, &key("a")), None);
     }
 }

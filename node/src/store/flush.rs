@@ -124,14 +124,13 @@ impl Flusher {
     async fn step(&mut self) -> Result<(), StoreError> {
         let begin = Instant::now();
         let shared = Arc::clone(&self.shared);
-        let mut connection = match self.connection.take() {
-            Some(connection) => connection,
-            None => {
-                let mut connection = connect(&self.options).await?;
-                limited(RECONCILE_SECONDS, reconcile(&mut connection, &shared)).await?;
-                shared.reachable.store(true, Ordering::Relaxed);
-                connection
-            }
+        let mut connection = if let Some(connection) = self.connection.take() {
+            connection
+        } else {
+            let mut connection = connect(&self.options).await?;
+            limited(RECONCILE_SECONDS, reconcile(&mut connection, &shared)).await?;
+            shared.reachable.store(true, Ordering::Relaxed);
+            connection
         };
         let durable = self.pace.durable_is_due(begin) || !self.waiting.is_empty();
         let waiting = self.waiting.len();
@@ -151,7 +150,7 @@ impl Flusher {
             }
             for step in &batch.steps {
                 shared.with(step.slot, |overlay| {
-                    overlay.mark_flushed(step.end.next_offset)
+                    overlay.mark_flushed(step.end.next_offset);
                 });
                 if durable {
                     shared.mark_durable(step.slot, step.end.next_offset);

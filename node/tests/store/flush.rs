@@ -217,7 +217,7 @@ async fn large_values_and_many_rows_pass_through_bounded_flushes() {
             &[(&format!("small{number}"), Some("v"))],
         );
     }
-    tokio::time::timeout(Duration::from_secs(60), store.flush_all())
+    tokio::time::timeout(Duration::from_mins(1), store.flush_all())
         .await
         .expect("in time")
         .expect("flushes");
