@@ -125,7 +125,8 @@ pub trait Slots: Send + Sync + 'static {
     ) -> BoxFuture<'_, Result<Offset, SlotError>>;
 
     /// Waits for leave to read `slot` at this node as the leader.
-    fn read(&self, slot: SlotId, deadline: Instant) -> BoxFuture<'_, Result<ReadPermit, SlotError>>;
+    fn read(&self, slot: SlotId, deadline: Instant)
+    -> BoxFuture<'_, Result<ReadPermit, SlotError>>;
 
     /// The addresses of all nodes, and whether each is this one.
     fn nodes(&self) -> Vec<(NodeId, String)>;
