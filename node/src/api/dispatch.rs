@@ -22,6 +22,7 @@ use crate::api::problem::{ErrorCode, Problem};
 use crate::effect::{Effect, VALUE_BYTES_MAX, Versioned};
 use crate::metrics::ForwardLabels;
 use crate::peer::{PeerError, Peers};
+use crate::runtime::clock;
 use crate::service::Place;
 
 /// Longest time of a request, seconds; a client cannot extend it.
@@ -148,7 +149,7 @@ impl Shared {
             let found = found
                 .map_err(|_| Failure::Final(too_late("reading from PostgreSQL")))?
                 .map_err(|error| Failure::Final(error.into()))?;
-            if permit.confirm(boottime_ns()) {
+            if permit.confirm(clock::now_ns()) {
                 return Ok(found);
             }
             if Instant::now() >= deadline {
@@ -294,12 +295,4 @@ pub(super) fn too_late(doing: &str) -> Problem {
         ErrorCode::DeadlineExceeded,
         format!("the time was over while {doing}"),
     )
-}
-
-/// The clock of leases: counts a suspended machine too, nanoseconds.
-pub(super) fn boottime_ns() -> u64 {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
-    let seconds = u64::try_from(now.tv_sec).expect("time since boot is not negative");
-    let nanoseconds = u64::try_from(now.tv_nsec).expect("a part of a second is not negative");
-    seconds * 1_000_000_000 + nanoseconds
 }

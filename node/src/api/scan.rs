@@ -26,11 +26,12 @@ use tokio::time::Instant;
 
 use crate::api::Shared;
 use crate::api::classic::{allow, method_not_allowed};
-use crate::api::dispatch::{Failure, boottime_ns, too_late};
+use crate::api::dispatch::{Failure, too_late};
 use crate::api::frames::Decoder;
 use crate::api::internal;
 use crate::api::problem::{ErrorCode, Problem};
 use crate::peer::Peers;
+use crate::runtime::clock;
 use crate::service::Place;
 use crate::store::Row;
 
@@ -159,7 +160,7 @@ impl Shared {
             let rows = rows
                 .map_err(|_| Failure::Final(too_late("beginning a scan")))?
                 .map_err(|error| Failure::Final(error.into()))?;
-            if permit.confirm(boottime_ns()) {
+            if permit.confirm(clock::now_ns()) {
                 return Ok(rows);
             }
             if Instant::now() >= deadline {
