@@ -4,6 +4,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use tracing_subscriber::EnvFilter;
 
 use crate::local::{self, LocalArgs};
+use crate::operate::{self, OperateArgs};
 
 /// Makes replicated key-value stores out of KvCluster manifests.
 #[derive(Debug, Parser)]
@@ -12,6 +13,8 @@ pub struct Args {
     /// Without a command: run the operator against Kubernetes.
     #[command(subcommand)]
     command: Option<Command>,
+    #[command(flatten)]
+    operate: OperateArgs,
     /// How log lines are written.
     #[arg(long, env = "KVCLUSTER_LOG_FORMAT", value_enum, default_value_t = LogFormat::Json)]
     log_format: LogFormat,
@@ -33,12 +36,13 @@ enum LogFormat {
 pub async fn run(args: Args) -> anyhow::Result<()> {
     let Args {
         command,
+        operate,
         log_format,
     } = args;
     start_logging(log_format);
     match command {
         Some(Command::Local(args)) => local::run(args).await,
-        None => anyhow::bail!("not yet"),
+        None => operate::run(operate).await,
     }
 }
 

@@ -12,11 +12,18 @@ pub mod args;
 pub mod build;
 pub mod clients;
 pub mod cluster;
+pub mod controller;
 pub mod execute;
+#[cfg(test)]
+pub(crate) mod fixtures;
 pub mod local;
+pub mod metrics;
 pub mod observe;
+pub mod operate;
 pub mod plan;
 pub mod quantity;
 pub mod ring;
 pub mod scram;
 pub mod secret_text;
+pub mod server;
+pub mod status;

@@ -256,6 +256,10 @@ fn unserved(serving: &Serving) -> Option<Finding> {
     if let Some(frozen) = serving.frozen.first() {
         return Some(Finding::new("ReplicaFrozen", frozen));
     }
+    if let Some(node) = serving.settling.first() {
+        let message = format!("Kubernetes has not looked at the StatefulSet of node {node} yet");
+        return Some(Finding::new("StatefulSetPending", message));
+    }
     if !serving.leaderless.is_empty() {
         let message = format!("slots {} have no leader yet", list(&serving.leaderless));
         return Some(Finding::new("SlotsWithoutLeader", message));

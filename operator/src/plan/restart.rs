@@ -2,7 +2,7 @@
 //!
 //! A node that serves is restarted only when everybody else does without: all nodes report and follow the newest assignment,
 //! each slot has exactly one leader, and every replica has read its log to the end, all seen in this very pass. A node that
-//! does not serve is restarted at once: its new template may be the remedy.
+//! is broken is restarted at once: its new template may be the remedy.
 
 use kvcluster_crds::NodeId;
 
@@ -17,12 +17,12 @@ pub(super) fn stage(world: &World, serving: &Serving) -> Stage {
     let Some(&node) = serving
         .outdated
         .iter()
-        .find(|node| serving.unready.contains_key(node))
+        .find(|node| serving.broken.contains(node))
         .or(serving.outdated.first())
     else {
         return Stage::default();
     };
-    let broken = serving.unready.contains_key(&node);
+    let broken = serving.broken.contains(&node);
     let calm = serving.is_whole()
         && serving.caught_up
         && objects

@@ -32,6 +32,10 @@ pub(super) struct Serving {
     pub(super) contested: Vec<usize>,
     /// Nodes whose pod was made from an older template.
     pub(super) outdated: Vec<NodeId>,
+    /// Nodes whose StatefulSet Kubernetes has not looked at since it was written: whether they are outdated is not known.
+    pub(super) settling: Vec<NodeId>,
+    /// Nodes that do not serve anything and that a restart can only help.
+    pub(super) broken: Vec<NodeId>,
     /// Whether every replica has read its log to the end.
     pub(super) caught_up: bool,
 }
@@ -43,6 +47,7 @@ impl Serving {
             && self.frozen.is_empty()
             && self.leaderless.is_empty()
             && self.contested.is_empty()
+            && self.settling.is_empty()
     }
 }
 
@@ -58,8 +63,13 @@ pub(super) fn look(target: &Target, world: &World, nodes: &[NodeId]) -> Serving 
     };
     let mut leaders = vec![0_usize; target.slots as usize];
     for &node in nodes {
-        if is_outdated(target, objects, node) {
+        if is_settling(target, objects, node) {
+            serving.settling.push(node);
+        } else if is_outdated(target, objects, node) {
             serving.outdated.push(node);
+        }
+        if is_broken(world, objects, node) {
+            serving.broken.push(node);
         }
         match world.nodes.get(&node) {
             Some(Ok(status)) => {
@@ -146,6 +156,33 @@ fn is_outdated(target: &Target, objects: &ObjectsView, node: NodeId) -> bool {
         .get(&node)
         .and_then(|pod| pod.revision.as_ref());
     newest.zip(pod).is_some_and(|(newest, pod)| newest != pod)
+}
+
+fn is_settling(target: &Target, objects: &ObjectsView, node: NodeId) -> bool {
+    let set = objects.stateful_sets.get(&target.names.stateful_set(node));
+    set.is_some_and(|set| {
+        let seen = set
+            .status
+            .as_ref()
+            .and_then(|status| status.observed_generation);
+        set.metadata.generation.is_some() && seen < set.metadata.generation
+    })
+}
+
+/// A pod that neither Kubernetes nor we find well, or a node that says what is wrong with it and leads nothing. A node that we
+/// alone cannot reach is not broken: the fault may be on our side.
+fn is_broken(world: &World, objects: &ObjectsView, node: NodeId) -> bool {
+    match world.nodes.get(&node) {
+        Some(Ok(status)) => {
+            let leads = status
+                .slots
+                .iter()
+                .any(|slot| slot.role == SlotRole::Leader);
+            status.problem.is_some() && !leads
+        }
+        Some(Err(_)) => objects.pods.get(&node).is_some_and(|pod| !pod.ready),
+        None => false,
+    }
 }
 
 fn is_down(world: &World, objects: &ObjectsView, node: NodeId) -> bool {

@@ -1,1 +1,8 @@
-//! Tests.
+//! Plans against a model of the world that lives in memory: steps are executed on it, and it is looked at again.
+
+mod create;
+mod delete;
+mod model;
+mod refuse;
+mod restart;
+mod serving;

@@ -1,0 +1,98 @@
+//! What the process remembers between passes. Losing it, as a restart does, costs time and never safety.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use crate::observe::Failure;
+use crate::secret_text::SecretText;
+
+/// What is remembered of all clusters, by namespace and name.
+#[derive(Default)]
+pub struct Memory {
+    clusters: Mutex<HashMap<(String, String), Remembered>>,
+}
+
+/// What is remembered of one cluster.
+#[derive(Clone, Default)]
+pub struct Remembered {
+    /// UID of the cluster: another one of the same name is a stranger.
+    pub uid: String,
+    /// Errors in a row.
+    pub failures: u32,
+    /// The step that failed last.
+    pub failure: Option<Failure>,
+    /// Passes in a row that saw no topic.
+    pub topics_absent_passes: u32,
+    /// Admin URLs that were read: when a namespace is deleted, its Secrets go before the schemas can be dropped.
+    pub admin_urls: BTreeMap<String, SecretText>,
+}
+
+impl Memory {
+    /// What is remembered of a cluster.
+    pub fn recall(&self, namespace: &str, name: &str, uid: &str) -> Remembered {
+        let mut clusters = self.lock();
+        let entry = clusters
+            .entry((namespace.to_owned(), name.to_owned()))
+            .or_default();
+        if entry.uid != uid {
+            *entry = Remembered {
+                uid: uid.to_owned(),
+                ..Remembered::default()
+            };
+        }
+        entry.clone()
+    }
+
+    /// Changes what is remembered of a cluster that was recalled before.
+    pub fn note(&self, namespace: &str, name: &str, change: impl FnOnce(&mut Remembered)) {
+        change(
+            self.lock()
+                .entry((namespace.to_owned(), name.to_owned()))
+                .or_default(),
+        );
+    }
+
+    /// Counts an error; how many there were in a row.
+    pub fn failures(&self, namespace: &str, name: &str) -> u32 {
+        let mut clusters = self.lock();
+        let entry = clusters
+            .entry((namespace.to_owned(), name.to_owned()))
+            .or_default();
+        entry.failures = entry.failures.saturating_add(1);
+        entry.failures
+    }
+
+    /// Forgets a cluster that is gone.
+    pub fn forget(&self, namespace: &str, name: &str) {
+        self.lock().remove(&(namespace.to_owned(), name.to_owned()));
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<(String, String), Remembered>> {
+        self.clusters.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_cluster_of_the_same_name_is_a_stranger() {
+        let memory = Memory::default();
+        memory.recall("ns", "demo", "one");
+        memory.note("ns", "demo", |cluster| cluster.topics_absent_passes = 2);
+        assert_eq!(memory.recall("ns", "demo", "one").topics_absent_passes, 2);
+        assert_eq!(memory.recall("ns", "demo", "other").topics_absent_passes, 0);
+    }
+
+    #[test]
+    fn errors_are_counted_until_forgotten() {
+        let memory = Memory::default();
+        assert_eq!(
+            (memory.failures("ns", "a"), memory.failures("ns", "a")),
+            (1, 2)
+        );
+        memory.forget("ns", "a");
+        assert_eq!(memory.failures("ns", "a"), 1);
+    }
+}

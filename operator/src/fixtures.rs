@@ -1,0 +1,88 @@
+//! Objects for tests, built by saying what is special about them: `cluster().deleting().target()`.
+
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kvcluster_crds::LogId;
+use kvcluster_crds::names::FINALIZER;
+use kvcluster_crds::v1alpha1::{DeletionPolicy, KvCluster};
+use serde_json::json;
+
+use crate::cluster::Target;
+
+/// The present, in tests.
+pub fn now() -> Timestamp {
+    "2026-01-01T12:00:00Z".parse().expect("a time")
+}
+
+/// A `KvCluster` in the making.
+#[derive(Clone)]
+pub struct ClusterBuilder {
+    cluster: KvCluster,
+}
+
+/// The sample cluster, fresh: 3 nodes, 4 slots, replication 3, one PostgreSQL instance.
+pub fn cluster() -> ClusterBuilder {
+    let cluster = json!({
+        "apiVersion": "kvcluster.dev/v1alpha1",
+        "kind": "KvCluster",
+        "metadata": { "name": "demo", "namespace": "shop", "uid": "u1", "generation": 1 },
+        "spec": {
+            "slots": 4,
+            "kafka": { "bootstrapServers": "kafka:9092" },
+            "postgres": { "instances": [{ "name": "main", "adminUrlSecret": { "name": "admin" } }] },
+        },
+    });
+    ClusterBuilder {
+        cluster: serde_json::from_value(cluster).expect("a KvCluster"),
+    }
+}
+
+impl ClusterBuilder {
+    /// With so many nodes.
+    pub fn nodes(mut self, nodes: i32) -> Self {
+        self.cluster.spec.nodes = nodes;
+        self
+    }
+
+    /// With the log id pinned.
+    pub fn log_id(mut self, log_id: Option<LogId>) -> Self {
+        self.cluster.status.get_or_insert_default().log_id = log_id.map(|id| id.to_string());
+        self
+    }
+
+    /// With `deletionPolicy: Delete`.
+    pub fn delete_policy(mut self) -> Self {
+        self.cluster.spec.deletion_policy = DeletionPolicy::Delete;
+        self
+    }
+
+    /// With our finalizer, or without.
+    pub fn finalizer(mut self, there: bool) -> Self {
+        self.cluster.metadata.finalizers = there.then(|| vec![FINALIZER.to_owned()]);
+        self
+    }
+
+    /// Being deleted for so long.
+    pub fn deleting_for(mut self, seconds: i64) -> Self {
+        let since = now() - SignedDuration::from_secs(seconds);
+        self.cluster.metadata.deletion_timestamp = Some(Time(since));
+        self
+    }
+
+    /// Paused.
+    pub fn paused(mut self) -> Self {
+        self.cluster.spec.paused = true;
+        self
+    }
+
+    /// With whatever else is special.
+    pub fn with(mut self, change: impl FnOnce(&mut KvCluster)) -> Self {
+        change(&mut self.cluster);
+        self
+    }
+
+    /// The planner's view of it.
+    pub fn target(&self) -> Target {
+        Target::of(&self.cluster).expect("a cluster that the CRD allows")
+    }
+}

@@ -1,0 +1,393 @@
+//! The world in memory: Kafka, PostgreSQL, Kubernetes and nodes, as far as plans see them.
+
+use std::collections::BTreeMap;
+
+use jiff::SignedDuration;
+use k8s_openapi::api::apps::v1::StatefulSetStatus;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::ResourceExt;
+use kvcluster_crds::{
+    Assignment, Epoch, Incarnation, LogId, NodeId, NodeStatus, Offset, SlotId, SlotRole, SlotStatus,
+};
+
+use crate::cluster::Target;
+use crate::fixtures::{ClusterBuilder, now};
+use crate::observe::{
+    AssignmentView, KafkaView, Login, NodeSecret, NodeTrouble, ObjectsView, PodView, PostgresView,
+    RoleView, SchemaView, TopicView, World,
+};
+use crate::plan::{Object, Plan, Step, Truth, plan};
+use crate::secret_text::{self, SecretText};
+
+pub(super) const IMAGE: &str = "image";
+pub(super) const LOG_ID: LogId = LogId(7);
+const ADMIN: &str = "postgres://boss:secret@db:5432/app";
+/// No plan here needs more.
+const PASSES_MAX: usize = 100;
+
+/// Everything that steps change.
+#[derive(Clone)]
+pub(super) struct Model {
+    pub(super) cluster: ClusterBuilder,
+    pub(super) log_id: Option<LogId>,
+    pub(super) finalizer: bool,
+    /// Whether the `KvCluster` is gone: it was deleted and has no finalizer left.
+    pub(super) gone: bool,
+    pub(super) world: World,
+    /// Steps that were executed.
+    pub(super) done: Vec<Step>,
+}
+
+impl Model {
+    pub(super) fn new(cluster: ClusterBuilder) -> Self {
+        let postgres = PostgresView {
+            admin: SecretText::new(ADMIN),
+            schemas: BTreeMap::new(),
+            roles: BTreeMap::new(),
+            logins: BTreeMap::new(),
+        };
+        let world = World {
+            now: now(),
+            kafka: Ok(KafkaView {
+                brokers: 3,
+                ..KafkaView::default()
+            }),
+            postgres: BTreeMap::from([("main".to_owned(), Ok(postgres))]),
+            secrets: Ok(BTreeMap::new()),
+            objects: Some(Ok(ObjectsView::default())),
+            nodes: BTreeMap::new(),
+            topics_absent_passes: 0,
+            failure: None,
+        };
+        Self {
+            cluster,
+            log_id: None,
+            finalizer: false,
+            gone: false,
+            world,
+            done: Vec::new(),
+        }
+    }
+
+    /// A world in which everything is as wanted.
+    pub(super) fn converged(cluster: ClusterBuilder) -> Self {
+        let mut model = Self::new(cluster);
+        model.run();
+        model.done.clear();
+        model
+    }
+
+    pub(super) fn target(&self) -> Target {
+        self.cluster
+            .clone()
+            .log_id(self.log_id)
+            .finalizer(self.finalizer)
+            .target()
+    }
+
+    pub(super) fn plan(&self) -> Plan {
+        plan(&self.target(), &self.world, IMAGE)
+    }
+
+    /// Executes first steps until there is none.
+    pub(super) fn run(&mut self) {
+        for _ in 0..PASSES_MAX {
+            if !self.pass() {
+                return;
+            }
+        }
+        panic!("the plan does not become empty: {:?}", self.kinds());
+    }
+
+    /// One pass; says whether there was a step.
+    pub(super) fn pass(&mut self) -> bool {
+        if self.gone {
+            return false;
+        }
+        let Some(step) = self.plan().steps.into_iter().next() else {
+            return false;
+        };
+        self.execute(&step);
+        self.done.push(step);
+        true
+    }
+
+    /// The operator is killed: what it kept in memory is lost.
+    pub(super) fn restart_operator(&mut self) {
+        self.world.topics_absent_passes = 0;
+        self.world.failure = None;
+    }
+
+    pub(super) fn kinds(&self) -> Vec<&'static str> {
+        self.done.iter().map(Step::kind).collect()
+    }
+
+    pub(super) fn verdict(&self, kind: &str) -> (Truth, &'static str) {
+        let plan = self.plan();
+        let verdict = plan.conditions.iter().find(|verdict| verdict.kind == kind);
+        let verdict = verdict.unwrap_or_else(|| panic!("no condition {kind}"));
+        assert!(!verdict.message.is_empty());
+        (verdict.truth, verdict.reason)
+    }
+
+    pub(super) fn kafka(&mut self) -> &mut KafkaView {
+        self.world.kafka.as_mut().expect("the model's Kafka is up")
+    }
+
+    pub(super) fn postgres(&mut self) -> &mut PostgresView {
+        let view = self
+            .world
+            .postgres
+            .get_mut("main")
+            .expect("the model's instance");
+        view.as_mut().expect("the model's PostgreSQL is up")
+    }
+
+    pub(super) fn objects(&mut self) -> &mut ObjectsView {
+        let objects = self.world.objects.as_mut().expect("the model has objects");
+        objects.as_mut().expect("the model's API server is up")
+    }
+
+    pub(super) fn secrets(&mut self) -> &mut BTreeMap<NodeId, NodeSecret> {
+        self.world
+            .secrets
+            .as_mut()
+            .expect("the model's Secrets can be read")
+    }
+
+    pub(super) fn status(&mut self, node: u32) -> &mut NodeStatus {
+        let status = self.world.nodes.get_mut(&NodeId(node)).expect("a node");
+        status.as_mut().expect("a node that reports")
+    }
+
+    pub(super) fn execute(&mut self, step: &Step) {
+        if matches!(step, Step::DeleteTopics(_)) {
+            self.world.topics_absent_passes = 0;
+        }
+        match step {
+            Step::AddFinalizer => self.finalizer = true,
+            Step::RemoveFinalizer { .. } => {
+                self.finalizer = false;
+                self.gone = self.target().deleting_since.is_some();
+            }
+            Step::PinLogId { log_id } => self.log_id = Some(log_id.unwrap_or(LOG_ID)),
+            Step::CreateTopic(topic) => {
+                let view = TopicView {
+                    partitions: topic.partitions,
+                    replication_factor: topic.replication_factor,
+                    settings: topic.settings.clone(),
+                    own_settings: topic.settings.clone(),
+                    never_used: true,
+                };
+                self.kafka()
+                    .topics
+                    .entry(topic.name.clone())
+                    .or_insert(view);
+            }
+            Step::RepairTopic {
+                topic, settings, ..
+            } => {
+                let topic = self.kafka().topics.get_mut(topic).expect("a topic");
+                topic.own_settings.clone_from(settings);
+                topic.settings.clone_from(settings);
+            }
+            Step::WriteSecret {
+                node,
+                instance,
+                admin,
+                role,
+                password,
+            } => {
+                let password = password
+                    .clone()
+                    .unwrap_or_else(|| SecretText::new("random"));
+                let url = secret_text::node_url(admin, role, &password).expect("a URL");
+                let secret = NodeSecret {
+                    instance: instance.clone(),
+                    url,
+                };
+                self.secrets().insert(*node, secret);
+                self.postgres().logins.insert(*node, Login::Refused);
+            }
+            Step::EnsureRole(step) => self.ensure_role(step),
+            Step::Publish(assignment) => self.publish(assignment),
+            Step::Apply(object) => self.apply(object),
+            Step::RestartPod { node, uid, .. } => {
+                let pod = self.objects().pods.get_mut(node).expect("a pod");
+                assert_eq!(&pod.uid, uid);
+                pod.terminating = true;
+                pod.ready = false;
+                self.world.nodes.insert(*node, Err(NodeTrouble::NoAnswer));
+            }
+            Step::DeleteStatefulSet { name, uid } => {
+                let set = self
+                    .objects()
+                    .stateful_sets
+                    .remove(name)
+                    .expect("a StatefulSet");
+                assert_eq!(set.metadata.uid.as_ref(), Some(uid));
+            }
+            Step::DeleteTopics(topics) => {
+                let proof = self.target().names.assignment_topic();
+                self.kafka().topics.retain(|name, _| !topics.contains(name));
+                if topics.contains(&proof) {
+                    self.kafka().assignment = AssignmentView::default();
+                }
+            }
+            Step::NoteTopicsAbsent => self.world.topics_absent_passes += 1,
+            Step::DropRole(step) => {
+                self.postgres().schemas.remove(&step.role);
+                self.postgres().roles.remove(&step.role);
+            }
+        }
+    }
+
+    fn ensure_role(&mut self, step: &crate::plan::RoleStep) {
+        let comment = Some(step.comment.clone());
+        let node = step
+            .comment
+            .rsplit(':')
+            .next()
+            .and_then(|id| id.parse().ok())
+            .map(NodeId);
+        let role = RoleView {
+            comment: comment.clone(),
+            may_log_in: true,
+            elevated: false,
+            search_path: Some(step.role.clone()),
+        };
+        let schema = SchemaView {
+            owner: step.role.clone(),
+            comment,
+            open_to_public: false,
+        };
+        let view = self.postgres();
+        view.roles.insert(step.role.clone(), role);
+        view.schemas.insert(step.role.clone(), schema);
+        view.logins
+            .insert(node.expect("a node in the comment"), Login::Works);
+    }
+
+    fn publish(&mut self, assignment: &Assignment) {
+        // As the topic's readers do: what does not build on the newest one counts nowhere.
+        let view = &mut self.kafka().assignment;
+        if assignment.based_on == view.newest.as_ref().map(|(offset, _)| *offset) {
+            let offset = view
+                .newest
+                .as_ref()
+                .map_or(Offset(0), |(offset, _)| offset.next());
+            view.newest = Some((offset, assignment.clone()));
+        }
+        for topic in self.kafka().topics.values_mut() {
+            topic.never_used = false;
+        }
+    }
+
+    fn apply(&mut self, object: &Object) {
+        match object {
+            Object::Service(service) => {
+                self.objects()
+                    .services
+                    .insert(service.name_any(), service.clone());
+            }
+            Object::Budget(budget) => {
+                self.objects()
+                    .budgets
+                    .insert(budget.name_any(), budget.clone());
+            }
+            Object::StatefulSet(set) => {
+                let mut set = set.clone();
+                let created = now() - SignedDuration::from_mins(5);
+                set.metadata.uid = Some(format!("uid of {}", set.name_any()));
+                set.metadata.creation_timestamp = Some(Time(created));
+                let hash = set
+                    .annotations()
+                    .get(super::super::ANNOTATION_APPLIED)
+                    .cloned();
+                set.status = Some(StatefulSetStatus {
+                    update_revision: hash,
+                    ..StatefulSetStatus::default()
+                });
+                let label = set.labels().get(kvcluster_crds::names::LABEL_NODE).cloned();
+                let node = NodeId(
+                    label
+                        .and_then(|id| id.parse().ok())
+                        .expect("a node's label"),
+                );
+                self.objects().stateful_sets.insert(set.name_any(), set);
+                if !self.objects().pods.contains_key(&node) {
+                    self.start_pod(node);
+                }
+            }
+        }
+    }
+
+    /// The kubelet starts a pod from the current template; the node reports and takes its leaderships.
+    pub(super) fn start_pod(&mut self, node: NodeId) {
+        let target = self.target();
+        let set = &self.objects().stateful_sets[&target.names.stateful_set(node)];
+        let revision = set
+            .status
+            .as_ref()
+            .and_then(|status| status.update_revision.clone());
+        let pod = PodView {
+            name: target.names.pod(node),
+            uid: format!(
+                "pod of {node} from {}",
+                revision.clone().unwrap_or_default()
+            ),
+            ip: Some("10.0.0.1".to_owned()),
+            created: Some(now() - SignedDuration::from_mins(4)),
+            ready: true,
+            revision,
+            ..PodView::default()
+        };
+        self.objects().pods.insert(node, pod);
+        let status = self.fresh_status(&target, node);
+        self.world.nodes.insert(node, Ok(status));
+    }
+
+    fn fresh_status(&mut self, target: &Target, node: NodeId) -> NodeStatus {
+        let newest = self
+            .kafka()
+            .assignment
+            .newest
+            .clone()
+            .map(|(_, newest)| newest);
+        let newest = newest.expect("nodes are started after the assignment");
+        let slots = newest
+            .slots
+            .iter()
+            .enumerate()
+            .map(|(slot, entry)| SlotStatus {
+                slot: SlotId(u32::try_from(slot).expect("a slot")),
+                role: if entry.preferred_leader == node {
+                    SlotRole::Leader
+                } else {
+                    SlotRole::Follower
+                },
+                leader: Some(entry.preferred_leader),
+                epoch: Epoch(1),
+                applied: 1,
+                flushed: 1,
+                durable: 1,
+                caught_up: true,
+                records_valid: 1,
+                records_ignored: 0,
+                frozen: None,
+            });
+        NodeStatus {
+            node,
+            incarnation: Incarnation(1),
+            cluster_uid: target.uid.clone(),
+            log_id: newest.log_id,
+            assignment_version: Some(newest.version),
+            kafka_connected: true,
+            postgres_connected: true,
+            problem: None,
+            unflushed_bytes: 0,
+            unflushed_bytes_max: 1,
+            slots: slots.collect(),
+        }
+    }
+}
