@@ -263,12 +263,15 @@ impl From<SlotError> for Problem {
 
 impl From<StoreError> for Problem {
     fn from(error: StoreError) -> Self {
-        let code = match &error {
-            StoreError::Unavailable(_) | StoreError::Fenced(_) | StoreError::Schema(_) => {
-                ErrorCode::StoreUnavailable
+        // What PostgreSQL says may name what clients need not know; it is for the log.
+        tracing::debug!(%error, "a read failed");
+        let detail = match error {
+            StoreError::Unavailable(_) => {
+                "PostgreSQL does not answer, and the answer is not in memory"
             }
+            StoreError::Fenced(_) | StoreError::Schema(_) => "this node is about to restart",
         };
-        Self::new(code, error.to_string())
+        Self::new(ErrorCode::StoreUnavailable, detail)
     }
 }
 

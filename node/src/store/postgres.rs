@@ -189,7 +189,7 @@ impl PostgresStore {
             .await
             .map_err(|_| StoreError::Unavailable("too many scans are running".to_owned()))?
             .expect("the semaphore is never closed");
-        let connection = self.acquire().await?;
+        let connection = Lent::new(self.acquire().await?);
         scan::start(&self.shared, slot, connection, permit).await
     }
 
@@ -212,7 +212,7 @@ impl PostgresStore {
         seconds: u64,
         work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
-        let mut connection = Lent(Some(self.acquire().await?));
+        let mut connection = Lent::new(self.acquire().await?);
         let answer = limited(seconds, work(connection.get())).await;
         if answer.is_ok() {
             connection.give_back();
@@ -221,15 +221,20 @@ impl PostgresStore {
     }
 }
 
-/// A pool connection that is closed unless it was given back: also when the future that used it is dropped in the middle.
-struct Lent(Option<PoolConnection<Postgres>>);
+/// A pool connection that is closed unless it was given back: also when the future that used it is dropped in the middle of
+/// a statement or a transaction.
+pub(super) struct Lent(Option<PoolConnection<Postgres>>);
 
 impl Lent {
-    fn get(&mut self) -> &mut PgConnection {
+    fn new(connection: PoolConnection<Postgres>) -> Self {
+        Self(Some(connection))
+    }
+
+    pub(super) fn get(&mut self) -> &mut PgConnection {
         self.0.as_mut().expect("there until it is given back")
     }
 
-    fn give_back(mut self) {
+    pub(super) fn give_back(mut self) {
         self.0.take();
     }
 }

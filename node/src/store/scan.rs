@@ -11,12 +11,11 @@ use bytes::Bytes;
 use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt, stream};
 use kvcluster_crds::SlotId;
-use sqlx::pool::PoolConnection;
-use sqlx::{PgConnection, Postgres, Row as _};
+use sqlx::{PgConnection, Row as _};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use crate::store::overlay::{Entry, merge};
-use crate::store::postgres::{limited, not_loaded, slot_number, unavailable, versioned};
+use crate::store::postgres::{Lent, limited, not_loaded, slot_number, unavailable, versioned};
 use crate::store::shared::Shared;
 use crate::store::{Row, StoreError, sql};
 
@@ -40,18 +39,12 @@ type Chunk = Result<Vec<Row>, StoreError>;
 pub(super) async fn start(
     shared: &Shared,
     slot: SlotId,
-    mut connection: PoolConnection<Postgres>,
+    mut connection: Lent,
     permit: OwnedSemaphorePermit,
 ) -> Result<BoxStream<'static, Result<Row, StoreError>>, StoreError> {
     let cut = shared.with(slot, crate::store::overlay::SlotOverlay::cut);
     let (applied, segments) = cut.ok_or_else(|| not_loaded(slot))?;
-    let flushed = match limited(BEGIN_SECONDS, begin(&mut connection, slot)).await {
-        Ok(flushed) => flushed,
-        Err(error) => {
-            drop(connection.detach());
-            return Err(error);
-        }
-    };
+    let flushed = limited(BEGIN_SECONDS, begin(connection.get(), slot)).await?;
     let over = if flushed <= applied.0 {
         merge(&segments)
     } else {
@@ -60,14 +53,11 @@ pub(super) async fn start(
     drop(segments);
     let (sender, receiver) = mpsc::channel::<Chunk>(CHUNKS_IN_FLIGHT);
     tokio::spawn(async move {
-        let ended = limited(SCAN_SECONDS, copy(&mut connection, slot, over, &sender)).await;
-        let last = match ended {
-            Ok(()) => Ok(Vec::new()),
-            Err(error) => {
-                drop(connection.detach());
-                Err(error)
-            }
-        };
+        let copied = limited(SCAN_SECONDS, copy(connection.get(), slot, over, &sender)).await;
+        let last = copied.map(|()| {
+            connection.give_back();
+            Vec::new()
+        });
         // A reader that has gone does not need to know.
         let _ = sender
             .send_timeout(last, Duration::from_secs(READER_SECONDS))

@@ -74,11 +74,20 @@ impl Fixture {
 
     /// A store that is not open.
     pub(crate) fn closed_store(&self, incarnation: u64) -> Arc<PostgresStore> {
+        self.closed_store_with_cache(incarnation, 1 << 20)
+    }
+
+    /// The same, with a cache of so many bytes.
+    pub(crate) fn closed_store_with_cache(
+        &self,
+        incarnation: u64,
+        cache_bytes: u64,
+    ) -> Arc<PostgresStore> {
         let config = PostgresConfig {
             url: self.url.clone(),
             schema: self.schema.clone(),
             connections: 6,
-            cache_bytes: 1 << 20,
+            cache_bytes,
         };
         PostgresStore::new(config, Incarnation(incarnation), Metrics::new())
             .expect("the settings are good")

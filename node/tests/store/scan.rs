@@ -7,7 +7,7 @@ use futures::StreamExt;
 use kvcluster_crds::SlotId;
 use kvcluster_node::store::{Store, StoreError};
 
-use crate::fixture::{Fixture, Model, scan};
+use crate::fixture::{Fixture, Model, get, scan};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn rows_and_overlay_are_merged() {
@@ -137,5 +137,34 @@ async fn scans_that_are_dropped_or_too_many_give_their_connections_back() {
         matches!(scan(&*store, 3).await, Err(StoreError::Unavailable(_))),
         "not loaded"
     );
+    fixture.drop_schema().await;
+}
+
+/// A request that goes away in the middle of a transaction must not leave the transaction to the next one.
+#[tokio::test(flavor = "multi_thread")]
+async fn scans_and_reads_that_are_given_up_leave_no_old_view_behind() {
+    let fixture = Fixture::new().await;
+    let store = fixture.closed_store_with_cache(1, 0);
+    store.open().await.expect("opens");
+    store.load(&[SlotId(0)]).await.expect("loads");
+    let mut model = Model::new();
+    model.apply(&*store, 0, &[("a", Some("old"))]);
+    store.flush_all().await.expect("flushes");
+    for round in 0..200 {
+        let patience = std::time::Duration::from_micros(round * 17);
+        let _ = tokio::time::timeout(patience, store.scan(SlotId(0))).await;
+        let _ = tokio::time::timeout(patience, get(&*store, 0, "a")).await;
+    }
+    model.apply(&*store, 0, &[("a", Some("new"))]);
+    store.flush_all().await.expect("flushes");
+    for _ in 0..50 {
+        let found = tokio::join!(
+            get(&*store, 0, "a"),
+            get(&*store, 0, "a"),
+            get(&*store, 0, "a")
+        );
+        let new = || Ok(Some("new".to_owned()));
+        assert_eq!(found, (new(), new(), new()));
+    }
     fixture.drop_schema().await;
 }
