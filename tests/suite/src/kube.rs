@@ -179,21 +179,16 @@ impl Kubectl {
             .next()
             .filter(|id| !id.is_empty())
             .context("the pod does not run")?;
-        let processes = processes_of(id)?;
-        if processes.is_empty() {
-            bail!(
-                "no process of container {id} is seen: this test needs root on the machine of the lab"
-            );
-        }
+        let process = first_process_of(id)?.with_context(|| {
+            format!("no process of container {id} is seen: this test needs root on the machine of the lab")
+        })?;
         let mut command = Command::new("kill");
-        command.arg("-KILL").args(processes);
-        processes::output(&mut command, COMMAND_LIMIT).map(drop)
+        processes::output(command.args(["-KILL", &process]), COMMAND_LIMIT).map(drop)
     }
 }
 
-/// The processes whose control group names a container.
-fn processes_of(container: &str) -> Result<Vec<String>> {
-    let mut found = Vec::new();
+/// The process that is number 1 inside a container: with it the kernel ends all others there.
+fn first_process_of(container: &str) -> Result<Option<String>> {
     for entry in std::fs::read_dir("/proc")? {
         let entry = entry?;
         let name = entry.file_name().to_string_lossy().into_owned();
@@ -201,10 +196,29 @@ fn processes_of(container: &str) -> Result<Vec<String>> {
             continue;
         }
         // A process may end while the list is read.
-        let groups = std::fs::read_to_string(entry.path().join("cgroup")).unwrap_or_default();
-        if groups.contains(container) {
-            found.push(name);
+        let read =
+            |file: &str| std::fs::read_to_string(entry.path().join(file)).unwrap_or_default();
+        if read("cgroup").contains(container) && is_first(&read("status")) {
+            return Ok(Some(name));
         }
     }
-    Ok(found)
+    Ok(None)
+}
+
+/// Whether the innermost of a process's numbers is 1.
+fn is_first(status: &str) -> bool {
+    let numbers = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
+    numbers.is_some_and(|numbers| numbers.split_whitespace().last() == Some("1"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_process_is_number_1_inside() {
+        assert!(is_first("Name:\tx\nNSpid:\t18969\t812\t1\n"));
+        assert!(!is_first("Name:\tx\nNSpid:\t18970\t813\t11\n"));
+        assert!(!is_first("Name:\tx\n"));
+    }
 }

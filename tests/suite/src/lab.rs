@@ -40,6 +40,8 @@ pub struct Node {
     pub url: Option<String>,
     /// Base URL of the admin port; none where it is not reached from outside.
     pub admin_url: Option<String>,
+    /// The process, where nodes are processes; none when it does not run.
+    pub pid: Option<u32>,
 }
 
 impl Lab {
@@ -64,7 +66,7 @@ impl Lab {
     }
 
     fn running(mode: &str, remedy: &str) -> Result<Self> {
-        let text = command(&["status", "--json"])?;
+        let text = command(&["status", "--json", "--mode", mode])?;
         let lab: Self = serde_json::from_str(&text)
             .with_context(|| format!("`cargo lab status --json` printed {text:?}"))?;
         let seen = &lab.mode;
