@@ -40,7 +40,7 @@ pub fn run(args: Args) -> Result<bool> {
         Command::Local(options) => local::up(&layout, &progress, &options).map(|()| true),
         Command::Status { json, mode } => status::print(&layout, json, mode).map(|()| true),
         Command::Test { long, only } => suites::run(&layout, &progress, long, &only),
-        Command::Bench { arguments } => suites::bench(&layout, &arguments),
+        Command::Bench { arguments } => suites::bench(&layout, &progress, &arguments),
         Command::Start { name } => local::start_part(&layout, &progress, &name).map(|()| true),
         Command::Kill { name, signal } => local::kill_part(&layout, &name, &signal).map(|()| true),
         Command::Down { only } => down::run(&layout, &progress, only).map(|()| true),

@@ -5,7 +5,7 @@ pub mod structure;
 pub mod table;
 
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
@@ -18,7 +18,10 @@ use crate::machine::packages;
 use crate::progress::Progress;
 use crate::suites::report::{Counts, Line};
 use crate::suites::table::{Need, Suite, Work};
-use crate::{down, shell, up};
+use crate::{build, down, shell, up};
+
+/// A suite that takes so many times its budget hangs.
+const HANGING_FACTOR: u32 = 3;
 
 /// Variables that name the services to tests that use one of them alone.
 const POSTGRES_VARIABLE: &str = "KVCLUSTER_TEST_POSTGRES_URL";
@@ -35,44 +38,40 @@ pub fn run(layout: &Layout, progress: &Progress, long: bool, only: &[String]) ->
     };
     let mut lines = Vec::new();
     for (index, suite) in suites.iter().enumerate() {
-        if let Some(line) = runner.bring(suite.need) {
-            let is_up = line.counts.failed == 0;
-            lines.push(line);
-            if !is_up {
-                lines.push(Line::failed(suite));
-                continue;
-            }
-        }
-        lines.push(runner.suite(suite));
+        let bringing = runner.bring(suite.need);
+        let is_up = bringing.as_ref().is_none_or(|line| line.counts.failed == 0);
+        lines.extend(bringing);
+        lines.push(if is_up {
+            runner.suite(suite)
+        } else {
+            Line::failed(suite)
+        });
         let later: Vec<Need> = suites
             .iter()
             .skip(index + 1)
             .map(|suite| suite.need)
             .collect();
-        runner.take_down(&later)?;
+        if let Err(error) = runner.take_down(&later) {
+            eprintln!(
+                "what {} ran against does not go away: {error:#}",
+                suite.name
+            );
+            lines.push(Line::failed_down(suite));
+        }
     }
     print!("{}", report::render(&lines));
     Ok(report::total(&lines).failed == 0)
 }
 
 /// Runs the measuring program.
-pub fn bench(layout: &Layout, arguments: &[String]) -> Result<bool> {
-    let words = [
-        "cargo",
-        "run",
-        "-q",
-        "-p",
-        "kvcluster-suite",
-        "--bin",
-        "bench",
-        "--",
-    ];
-    let mut command = shell::command(&words);
-    let status = command
+pub fn bench(layout: &Layout, progress: &Progress, arguments: &[String]) -> Result<bool> {
+    let program = build::own::programs(layout, progress)?.join("bench");
+    let status = Command::new(&program)
         .args(arguments)
         .current_dir(layout.source(""))
         .status();
-    Ok(status.context("cannot run cargo")?.success())
+    let status = status.with_context(|| format!("cannot run {}", program.display()))?;
+    Ok(status.success())
 }
 
 struct Runner<'a> {
@@ -146,7 +145,9 @@ impl Runner<'_> {
         let counts = match result {
             Ok(counts) => counts,
             Err(error) => {
-                eprintln!("{error:#}\n{}", report::failures(&log));
+                let cause = format!("{error:#}");
+                let cause = cause.lines().next().unwrap_or_default();
+                eprintln!("{cause}\n{}", report::failures(&log));
                 failed_counts(&log)
             }
         };
@@ -168,7 +169,7 @@ impl Runner<'_> {
         packages::ensure(self.layout, suite.packages)?;
         let mut commands_passed = 0;
         for words in commands {
-            self.command(words, suite.need, log)?;
+            self.command(words, suite, log)?;
             commands_passed += 1;
         }
         let text = std::fs::read(log)?;
@@ -179,35 +180,37 @@ impl Runner<'_> {
         }))
     }
 
-    fn command(&self, words: &[&str], need: Need, log: &Path) -> Result<()> {
+    fn command(&self, words: &[&str], suite: &Suite, log: &Path) -> Result<()> {
         let helm = self.layout.artifact("helm", &HELM.key()).join("helm");
-        let words: Vec<String> = words
+        if words
             .iter()
-            .map(|word| {
-                if *word == table::HELM {
-                    helm.display().to_string()
-                } else {
-                    (*word).to_owned()
-                }
-            })
-            .collect();
-        let uses_helm = words
-            .iter()
-            .any(|word| Some(word.as_str()) == helm.to_str() || word == "charts");
-        if uses_helm {
+            .any(|word| [table::HELM, "charts"].contains(word))
+        {
             HELM.built(self.layout, self.progress)?;
+        }
+        let mut words: Vec<String> = words.iter().map(|&word| word.to_owned()).collect();
+        for word in words.iter_mut().filter(|word| *word == table::HELM) {
+            *word = helm.display().to_string();
+        }
+        if std::env::var_os("CI").is_some() {
+            // Nobody is there to end what hangs.
+            let seconds = (suite.budget * HANGING_FACTOR).as_secs().to_string();
+            words.splice(
+                0..0,
+                ["timeout".to_owned(), "--kill-after=30".to_owned(), seconds],
+            );
         }
         let mut command = shell::command(&words);
         command
             .current_dir(self.layout.source(""))
-            .env("KVCLUSTER_HELM", &helm);
-        command
-            .env("CARGO_TERM_COLOR", "never")
             .stdin(Stdio::null());
-        if let Some(mode) = need.mode() {
+        command
+            .env("KVCLUSTER_HELM", &helm)
+            .env("CARGO_TERM_COLOR", "never");
+        if let Some(mode) = suite.need.mode() {
             command.env("KVCLUSTER_LAB_MODE", mode);
         }
-        if need.shares_with(Need::Local) {
+        if suite.need.shares_with(Need::Local) {
             command.env(POSTGRES_VARIABLE, local::postgres::URL);
             command.env(KAFKA_VARIABLE, Lab::load(self.layout)?.kafka());
         }

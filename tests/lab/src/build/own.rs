@@ -31,9 +31,9 @@ const USER: &str = "65532:65532";
 pub fn programs(layout: &Layout, progress: &Progress) -> Result<PathBuf> {
     require(&[Tool::Cargo])?;
     progress.step("build operator and node", |_| {
-        let words = [
-            "cargo", "build", "--locked", "--bins", "-p", OPERATOR, "-p", NODE,
-        ];
+        // The whole workspace, as every suite does it: a choice of packages would choose other features of what they share,
+        // and compile the heavy crates once more.
+        let words = ["cargo", "build", "--locked", "--workspace", "--bins"];
         let mut command = shell::command(&words);
         shell::run_logged(command.current_dir(layout.source("")), &layout.log("cargo"))
             .context("operator and node do not build")

@@ -77,6 +77,8 @@ const SUITES: [Suite; 7] = [
     suite("kind", Need::Kind, 1_500, Work::Commands(&[KIND])),
 ];
 
+// Every command takes the whole workspace and then chooses targets: a choice of packages would choose other features of what
+// they share, and compile the heavy crates once more.
 const LINT: &[&str] = &[
     "cargo",
     "clippy",
@@ -118,8 +120,7 @@ const CHARTS: &[&[&str]] = &[
     &[
         "cargo",
         "test",
-        "-p",
-        "kvcluster-suite",
+        "--workspace",
         "--locked",
         "--test",
         "charts",
@@ -128,8 +129,7 @@ const CHARTS: &[&[&str]] = &[
 const LOCAL: &[&str] = &[
     "cargo",
     "test",
-    "-p",
-    "kvcluster-suite",
+    "--workspace",
     "--locked",
     "--test",
     "local",
@@ -139,8 +139,7 @@ const LOCAL: &[&str] = &[
 const KIND: &[&str] = &[
     "cargo",
     "test",
-    "-p",
-    "kvcluster-suite",
+    "--workspace",
     "--locked",
     "--test",
     "kind",
