@@ -10,7 +10,7 @@ use crate::build::{own, service_images};
 use crate::cache::Layout;
 use crate::cluster::Cluster;
 use crate::local::nodes::MANIFEST;
-use crate::progress::Progress;
+use crate::progress::{Progress, Step};
 use crate::{shell, smoke};
 
 /// The store's Service from outside; see the ports in `kind.yaml`.
@@ -93,14 +93,18 @@ impl<'a> Deploy<'a> {
             Ok(changed)
         })?;
         progress.step("install the operator", |_| self.operator(&changed))?;
+        let old_pods = self.pods()?;
         progress.step(
             "apply the sample manifest and wait until it is ready",
-            |_| self.sample(),
+            |step| {
+                let manifest = self.layout.source(MANIFEST).display().to_string();
+                self.kubectl(&["apply", "-f", &manifest])?;
+                if changed.contains(&own::NODE_TAG) {
+                    self.replace(step, &old_pods)?;
+                }
+                self.wait_ready()
+            },
         )?;
-        if changed.contains(&own::NODE_TAG) {
-            let title = "run the new image in the store's nodes";
-            progress.step(title, |_| self.restart_nodes())?;
-        }
         progress.step("write and read through the Service", |_| {
             smoke::run(SERVICE_URL)
         })
@@ -130,9 +134,7 @@ impl<'a> Deploy<'a> {
         self.wait_rollout(OPERATOR_NAMESPACE, deployment)
     }
 
-    fn sample(&self) -> Result<()> {
-        let manifest = self.layout.source(MANIFEST).display().to_string();
-        self.kubectl(&["apply", "-f", &manifest])?;
+    fn wait_ready(&self) -> Result<()> {
         let limit = format!("--timeout={}s", SAMPLE_LIMIT.as_secs());
         let ready = self.kubectl(&["wait", "--for=condition=Ready", "kvcluster/demo", &limit]);
         if ready.is_err() {
@@ -145,13 +147,21 @@ impl<'a> Deploy<'a> {
         Ok(())
     }
 
-    /// One after the other, so that every slot keeps its majority.
-    fn restart_nodes(&self) -> Result<()> {
-        let words = ["get", "statefulsets", "-l", NODE_SELECTOR, "-o", "name"];
-        let sets = shell::output(&mut self.cluster.kubectl(&words))?;
-        for set in sets.lines() {
-            self.kubectl(&["rollout", "restart", set])?;
-            self.wait_rollout("default", set)?;
+    fn pods(&self) -> Result<Vec<String>> {
+        let words = ["get", "pods", "-l", NODE_SELECTOR, "-o", "name"];
+        let names = shell::output(&mut self.cluster.kubectl(&words))?;
+        Ok(names.lines().map(str::to_owned).collect())
+    }
+
+    /// The image's name is the same, so nothing else would make the pods run it. One after the other, so that every
+    /// slot keeps its majority.
+    fn replace(&self, step: &Step, pods: &[String]) -> Result<()> {
+        let limit = format!("--timeout={}s", SERVICES_LIMIT.as_secs());
+        for pod in pods {
+            step.detail(&format!("run the new image in {pod}"));
+            self.kubectl(&["delete", pod])?;
+            self.kubectl(&["wait", "--for=create", pod, &limit])?;
+            self.kubectl(&["wait", "--for=condition=Ready", pod, &limit])?;
         }
         Ok(())
     }

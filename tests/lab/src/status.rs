@@ -65,7 +65,7 @@ pub fn print(layout: &Layout, json: bool, only: Option<Mode>) -> Result<()> {
     if json {
         println!("{}", serde_json::to_string_pretty(&status)?);
     } else {
-        print!("{}", text(&status));
+        print!("{}{}", text(&status), stopped(&Lab::load(layout)?));
     }
     Ok(())
 }
@@ -154,6 +154,23 @@ fn node(part: &Part) -> Option<NodeStatus> {
     })
 }
 
+/// The services of `local` that were killed and not started again.
+fn stopped(lab: &Lab) -> String {
+    let services = lab
+        .parts
+        .iter()
+        .filter(|part| !part.name.starts_with("node-"));
+    let stopped = services.filter(|part| !part.is_running());
+    stopped
+        .map(|part| {
+            format!(
+                "{0} does not run: `cargo lab start {0}` starts it\n",
+                part.name
+            )
+        })
+        .collect()
+}
+
 fn text(status: &Status) -> String {
     let mut lines = vec![match status.mode {
         Mode::Kind => "a kind cluster runs".to_owned(),
@@ -216,6 +233,11 @@ mod tests {
                 "docker_host": null,
                 "nodes": [{"id": 0, "url": "http://127.0.0.1:18080", "admin_url": "http://127.0.0.1:19180"}],
             })
+        );
+        let lab: Lab = serde_json::from_str(json).expect("it is a lab");
+        assert_eq!(
+            stopped(&lab),
+            "kafka-0 does not run: `cargo lab start kafka-0` starts it\n"
         );
         assert!(text(&status).contains("node 0      http://127.0.0.1:18080 (does not run)"));
     }

@@ -24,7 +24,8 @@ pub fn run(layout: &Layout, progress: &Progress) -> Result<()> {
     let _lock = layout.lock()?;
     check_machine(layout)?;
     let engine = Engine::ensure(layout, progress)?;
-    let pull = engine.can_pull();
+    // What was built once is used again, without asking the network.
+    let pull = !node_image::is_made(&engine) && engine.can_pull();
     if !pull {
         check_builders(layout)?;
         node_image::ensure(layout, progress, &engine)?;

@@ -91,10 +91,14 @@ const MASKED: [&str; 6] = [
     "systemd-logind.service",
 ];
 
+/// Whether the image is there.
+pub fn is_made(engine: &Engine) -> bool {
+    engine.has_built(TAG, &key())
+}
+
 /// Builds the image if it is not there.
 pub fn ensure(layout: &Layout, progress: &Progress, engine: &Engine) -> Result<()> {
-    let key = key();
-    if engine.has_built(TAG, &key) {
+    if is_made(engine) {
         return Ok(());
     }
     let base = debian::base(layout, progress)?;
@@ -112,7 +116,7 @@ pub fn ensure(layout: &Layout, progress: &Progress, engine: &Engine) -> Result<(
             environment: &["container=docker"],
             ..Settings::default()
         };
-        engine.import(&root, TAG, &key, &settings)?;
+        engine.import(&root, TAG, &key(), &settings)?;
         scrap(layout, "node")
     })
 }

@@ -32,6 +32,14 @@ pub struct Line {
 }
 
 impl Line {
+    /// What a suite ran against could not be taken down.
+    pub fn failed_down(suite: &Suite) -> Self {
+        Self {
+            name: "(down)".to_owned(),
+            ..Self::failed(suite)
+        }
+    }
+
     /// A suite that could not run at all.
     pub fn failed(suite: &Suite) -> Self {
         let counts = Counts {
