@@ -107,7 +107,7 @@ impl Folding {
             Ok(true) => {}
             Ok(false) => info!(%offset, "an assignment that does not count was passed over"),
             Err(error) => {
-                warn!(%offset, %error, "a record of the assignment topic is no assignment")
+                warn!(%offset, %error, "a record of the assignment topic is no assignment");
             }
         }
     }

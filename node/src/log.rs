@@ -101,6 +101,8 @@ pub struct KafkaLogConfig {
     pub slots: u32,
     /// Whether memory is so full that reading has to wait.
     pub memory_is_full: Box<dyn Fn() -> bool + Send>,
+    /// Told why the log of a slot cannot be read, or that all can.
+    pub report: Box<dyn Fn(Option<String>) + Send>,
     /// Dropped when the consumer's thread ends.
     pub alive: Box<dyn Send>,
 }

@@ -314,12 +314,14 @@ impl Node {
             was_full.store(full, Ordering::Relaxed);
             full
         };
+        let registry = Arc::clone(&self.registry);
         let log = KafkaLog::start(KafkaLogConfig {
             bootstrap: self.args.kafka_bootstrap.clone(),
             topic: self.args.names().log_topic(),
             client_id: self.args.client_id(),
             slots: self.args.slots,
             memory_is_full: Box::new(memory_is_full),
+            report: Box::new(move |problem| registry.set_problem("log", problem)),
             alive: self.alive("log-consumer"),
         })?;
         Ok(Arc::new(log))

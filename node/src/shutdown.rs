@@ -10,7 +10,7 @@ use tokio::signal::unix::{SignalKind, signal};
 /// Longest wait for the releases to stand in the log; without them others take over by suspicion.
 pub const RELEASE_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long the REST port is open after the releases: a Service needs a moment to send nothing more here.
-pub const ENDPOINT_GRACE: Duration = Duration::from_millis(1_000);
+pub const ENDPOINT_GRACE: Duration = Duration::from_secs(1);
 /// Longest wait for everything to be in PostgreSQL; what is not there is replayed from the log.
 pub const FLUSH_TIMEOUT: Duration = Duration::from_secs(8);
 

@@ -12,160 +12,27 @@
 //! judged once and in order, whichever source reaches it first (the contiguity rule: an acknowledgement counts only when it
 //! is the next offset, else it waits until the consumer has filled the gap).
 
+pub mod claiming;
 pub mod election;
+pub mod event;
 pub mod leading;
 pub mod lease;
 pub mod protocol;
 
 use bytes::Bytes;
-use kvcluster_crds::{Epoch, Incarnation, LogId, NodeId, Offset, SlotId, SlotRole};
+use kvcluster_crds::{NodeId, Offset, SlotRole};
 
 use crate::effect::{Applied, Effect, SlotPosition};
 use crate::log::codec::{Body, Entry, Record, checksum};
-use crate::service::{ReadPermit, SlotError};
-use election::{CLAIM_STAGGER_NS, Hints, Myself, Vacancy, rank, successor, vacancy};
+use crate::service::SlotError;
+use claiming::Candidate;
+use election::Hints;
+pub use event::{Input, Output, RequestId, Settings, Token, View};
 use leading::Leading;
-use lease::{MS, spread};
 use protocol::{Verdict, judge};
 
 /// A replica that is this many records behind the log's end is not caught up, whatever it was before.
 pub const LAG_RECORDS_MAX: i64 = 1_000;
-/// A leader keeps a slot for so long before it hands it to the preferred leader, nanoseconds: leadership settles first.
-pub const HAND_OVER_AFTER_NS: u64 = 3_000 * MS;
-/// Slots of a node are handed over one after the other, in these steps, milliseconds, and so many of them.
-const HAND_OVER_STEP_MS: u64 = 100;
-const HAND_OVER_STEPS: u32 = 32;
-
-/// What never changes in the life of a machine.
-#[derive(Clone, Debug)]
-pub struct Settings {
-    /// The slot.
-    pub slot: SlotId,
-    /// The node that holds the replica.
-    pub node: NodeId,
-    /// Its process.
-    pub incarnation: Incarnation,
-    /// The log that is followed.
-    pub log_id: LogId,
-    /// The lease of epochs that this node leads in, milliseconds.
-    pub lease_ms: u32,
-    /// Whether reads may trust the lease; if not, each group of them waits for a record.
-    pub reads_by_lease: bool,
-}
-
-/// Names a record that was handed to the log, within a machine.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Token(pub u64);
-
-/// Names a read or write of a client, within a machine; chosen by the caller.
-pub type RequestId = u64;
-
-/// What happens to a replica.
-#[derive(Clone, Debug)]
-pub enum Input {
-    /// The consumer read a record. Offsets that it passes over hold none.
-    Record {
-        /// Its place.
-        offset: Offset,
-        /// Its bytes.
-        bytes: Bytes,
-    },
-    /// The consumer stood at the end of the log: everything before was handed over.
-    CaughtUp,
-    /// The log ended at this (next) offset when somebody looked.
-    End(Offset),
-    /// The log took an own record.
-    Delivered {
-        /// The record.
-        token: Token,
-        /// Its place.
-        offset: Offset,
-    },
-    /// It is not known, and will not become known, whether the log took an own record.
-    DeliveryUnknown {
-        /// The record.
-        token: Token,
-    },
-    /// A client writes.
-    Write {
-        /// Answered by [`Output::WriteAnswer`].
-        id: RequestId,
-        /// The changes.
-        effects: Vec<Effect>,
-        /// Answered by then.
-        deadline_ns: u64,
-    },
-    /// A client reads.
-    Read {
-        /// Answered by [`Output::ReadAnswer`].
-        id: RequestId,
-        /// Answered by then.
-        deadline_ns: u64,
-    },
-    /// The rest of the node changed.
-    Hints(Hints),
-    /// The log cannot be followed from where this replica stands.
-    Freeze(String),
-    /// The node stops: give leadership away and take none.
-    Stop,
-    /// Time passed.
-    Tick,
-}
-
-/// What is to be done, in this order.
-#[derive(Clone, Debug)]
-pub enum Output {
-    /// Append a record to the slot's log.
-    Append {
-        /// Comes back with its fate.
-        token: Token,
-        /// The record.
-        bytes: Bytes,
-    },
-    /// Take a judged record into the store.
-    Apply(Applied),
-    /// Answer a write.
-    WriteAnswer {
-        /// Which.
-        id: RequestId,
-        /// The offset of its record, or why there is none.
-        answer: Result<Offset, SlotError>,
-    },
-    /// Answer a read.
-    ReadAnswer {
-        /// Which.
-        id: RequestId,
-        /// Leave to read.
-        answer: Result<ReadPermit, SlotError>,
-    },
-    /// Another node serves the slot now, as far as this replica knows; none during an election.
-    Place(Option<NodeId>),
-    /// The replica stands still until somebody acts.
-    Frozen(String),
-}
-
-/// A machine as others may see it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct View {
-    /// What the replica does.
-    pub role: SlotRole,
-    /// Who leads by the log, whether or not it serves.
-    pub leader: Option<NodeId>,
-    /// The epoch by the log.
-    pub epoch: Epoch,
-    /// The next offset to judge.
-    pub applied: Offset,
-    /// Whether the end of the log was reached, and not lost sight of since.
-    pub caught_up: bool,
-    /// Whether the replica could lead now.
-    pub can_lead: bool,
-    /// Records that counted.
-    pub records_valid: u64,
-    /// Records that were read and did not count.
-    pub records_ignored: u64,
-    /// Why it stands still.
-    pub frozen: Option<String>,
-}
 
 /// One replica of one slot.
 #[derive(Debug)]
@@ -186,31 +53,6 @@ pub struct SlotMachine {
     place: Option<NodeId>,
     records_valid: u64,
     records_ignored: u64,
-}
-
-/// Own claims of one epoch.
-#[derive(Debug)]
-struct Candidate {
-    epoch: Epoch,
-    /// When the first of them was sent: the lease, if one of them wins, runs from there.
-    sent_at_ns: u64,
-    /// The one whose fate is not known yet.
-    in_flight: Option<InFlightClaim>,
-}
-
-#[derive(Debug)]
-struct InFlightClaim {
-    token: Token,
-    entry: Entry,
-    checksum: u64,
-    acknowledged: Option<Offset>,
-}
-
-impl Token {
-    fn next(tokens: &mut u64) -> Self {
-        *tokens += 1;
-        Self(*tokens)
-    }
 }
 
 impl SlotMachine {
@@ -465,21 +307,6 @@ impl SlotMachine {
         }
     }
 
-    fn lead(&mut self, now_ns: u64, epoch: Epoch) {
-        let candidate = self.candidate.take_if(|candidate| candidate.epoch == epoch);
-        // Without the time at which it was sent there is no lease: reads then wait for a record.
-        let sent_at_ns = candidate.map_or(0, |candidate| candidate.sent_at_ns);
-        self.leading = Some(Leading::begin(&self.settings, epoch, sent_at_ns, now_ns));
-    }
-
-    /// The candidate stays: another claim of the epoch may be on its way, and the lease runs from the first one.
-    fn claim_ignored(&mut self, record: &Record) {
-        if let Some(candidate) = &mut self.candidate {
-            let judged = |claim: &mut InFlightClaim| claim.entry == Entry::Ours(record.clone());
-            candidate.in_flight.take_if(judged);
-        }
-    }
-
     fn delivered(&mut self, token: Token, offset: Offset) {
         let claim = self
             .candidate
@@ -573,111 +400,6 @@ impl SlotMachine {
         }
     }
 
-    /// Hands leadership over when the node stops or another should have it.
-    fn give_away(&mut self, now_ns: u64, out: &mut Vec<Output>) {
-        let me = self.settings.node;
-        let Some(leading) = self.leading.as_mut().filter(|leading| leading.serves()) else {
-            return;
-        };
-        let leaves = !self.hints.voters.is_empty() && !self.hints.voters.contains(&me);
-        if self.stopping || leaves {
-            match successor(me, &self.hints) {
-                Some(to) => leading.release(to, out),
-                None if self.stopping => leading.step_down(out),
-                None => {}
-            }
-            return;
-        }
-        let wait_ns =
-            HAND_OVER_AFTER_NS + spread(self.settings.slot, HAND_OVER_STEP_MS, HAND_OVER_STEPS);
-        let preferred = self.hints.preferred.filter(|node| *node != me);
-        if let Some(to) = preferred.filter(|node| self.hints.could_lead(*node))
-            && now_ns >= leading.led_since_ns + wait_ns
-        {
-            leading.release(to, out);
-        }
-    }
-
-    fn can_lead(&self) -> bool {
-        self.caught_up
-            && self.unverified.is_none()
-            && self.frozen.is_none()
-            && !self.stopping
-            && self.hints.memory_to_spare
-    }
-
-    fn claim(&mut self, now_ns: u64, out: &mut Vec<Output>) {
-        let me = Myself {
-            node: self.settings.node,
-            incarnation: self.settings.incarnation,
-            stepped_down: self
-                .leading
-                .as_ref()
-                .is_none_or(|leading| !leading.serves()),
-            leader_read_at_ns: self.leader_read_at_ns,
-        };
-        let from_ns = match vacancy(&self.position, &me, &self.hints) {
-            Vacancy::None => {
-                self.vacant_since_ns = None;
-                return;
-            }
-            Vacancy::Mine => now_ns,
-            Vacancy::Open { from_ns } => {
-                let Some(rank) = rank(me.node, &self.hints) else {
-                    return;
-                };
-                let since_ns = *self.vacant_since_ns.get_or_insert(now_ns);
-                from_ns.max(since_ns) + rank * CLAIM_STAGGER_NS
-            }
-        };
-        let waits = self
-            .candidate
-            .as_ref()
-            .is_some_and(|candidate| candidate.in_flight.is_some());
-        let fit =
-            self.can_lead() && self.hints.heartbeats_return && self.hints.voters.contains(&me.node);
-        if fit && !waits && now_ns >= from_ns {
-            self.send_claim(now_ns, out);
-        }
-    }
-
-    fn send_claim(&mut self, now_ns: u64, out: &mut Vec<Output>) {
-        let epoch = self.position.epoch.next();
-        let Settings {
-            log_id,
-            node,
-            incarnation,
-            lease_ms,
-            ..
-        } = self.settings;
-        let based_on = self.position.last_leader_offset;
-        let body = Body::Claim {
-            epoch,
-            node,
-            incarnation,
-            based_on,
-            lease_ms,
-        };
-        let record = Record { log_id, body };
-        let bytes = record.encode();
-        let token = Token::next(&mut self.tokens);
-        let earlier = self
-            .candidate
-            .take()
-            .filter(|candidate| candidate.epoch == epoch);
-        self.candidate = Some(Candidate {
-            epoch,
-            sent_at_ns: earlier.map_or(now_ns, |candidate| candidate.sent_at_ns),
-            in_flight: Some(InFlightClaim {
-                token,
-                entry: Entry::Ours(record),
-                checksum: checksum(&bytes),
-                acknowledged: None,
-            }),
-        });
-        out.push(Output::Append { token, bytes });
-    }
-
     fn serving_node(&self) -> Option<NodeId> {
         let (leader, _) = self
             .position
@@ -691,3 +413,12 @@ impl SlotMachine {
         serves.then_some(leader)
     }
 }
+
+#[cfg(test)]
+#[allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    clippy::cast_sign_loss,
+    reason = "the numbers of a test are small"
+)]
+mod tests;

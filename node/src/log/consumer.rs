@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use kvcluster_crds::{Offset, SlotId};
 use rdkafka::client::ClientContext;
+use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::message::Message;
@@ -59,6 +60,7 @@ impl Consumer {
             topic: config.topic,
             ends,
             memory_is_full: config.memory_is_full,
+            report: config.report,
             commands: receiver,
             waiting: Vec::new(),
             followed: BTreeMap::new(),
@@ -97,6 +99,10 @@ struct Context {
 }
 
 impl ClientContext for Context {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, line: &str) {
+        settings::log_line(level, facility, line);
+    }
+
     fn stats(&self, statistics: Statistics) {
         let Some(topic) = statistics.topics.get(&self.topic) else {
             return;
@@ -111,7 +117,7 @@ impl ClientContext for Context {
 
     fn error(&self, error: KafkaError, reason: &str) {
         if error.rdkafka_error_code() != Some(RDKafkaErrorCode::PartitionEOF) {
-            warn!(%error, reason, "the consumer of the log reports");
+            debug!(%error, reason, "the consumer of the log reports");
         }
     }
 }
@@ -123,6 +129,7 @@ struct Reading {
     topic: String,
     ends: Ends,
     memory_is_full: Box<dyn Fn() -> bool + Send>,
+    report: Box<dyn Fn(Option<String>) + Send>,
     commands: commands::Receiver<Follow>,
     waiting: Vec<Waiting>,
     followed: BTreeMap<i32, Followed>,
@@ -188,35 +195,49 @@ impl Reading {
         }
     }
 
-    /// Looks at the partitions of slots that wait, and begins to read those that are as they should be.
+    /// Looks at the partitions of slots that wait, and begins to read those that are as they should be. The first that gets
+    /// no answer puts the others off: each question may take seconds, and the slots that are read must not wait.
     fn begin_waiting(&mut self) {
-        let (due, later) = std::mem::take(&mut self.waiting)
-            .into_iter()
-            .partition(|waiting| waiting.look_at <= Instant::now());
-        self.waiting = later;
-        let due: Vec<Waiting> = due;
-        for mut waiting in due {
-            match self.look(&waiting.follow) {
-                Ok(Look::Fits) => match self.begin(&waiting.follow) {
-                    Ok(()) => continue,
-                    Err(error) => warn!(slot = %waiting.follow.slot, %error, "failed to assign"),
-                },
-                Ok(Look::Gone(reason)) => {
-                    let _ = waiting.follow.records.blocking_send(Input::Freeze(reason));
-                    continue;
-                }
-                Ok(Look::TooShort(reason)) => {
-                    waiting.too_short += 1;
-                    if waiting.too_short >= ENDS_LOOKS {
-                        let _ = waiting.follow.records.blocking_send(Input::Freeze(reason));
-                        continue;
+        let now = Instant::now();
+        if !self.waiting.iter().any(|waiting| waiting.look_at <= now) {
+            return;
+        }
+        let mut problem = None;
+        for mut waiting in std::mem::take(&mut self.waiting) {
+            if problem.is_none() && waiting.look_at <= now {
+                match self.try_begin(&mut waiting) {
+                    Ok(true) => continue,
+                    Ok(false) => waiting.look_at = now + ENDS_PAUSE,
+                    Err(error) => {
+                        let slot = waiting.follow.slot;
+                        problem = Some(format!("the log of slot {slot} cannot be read: {error}"));
                     }
                 }
-                Err(error) => debug!(slot = %waiting.follow.slot, %error, "no ends yet"),
             }
-            waiting.look_at = Instant::now() + ENDS_PAUSE;
+            if problem.is_some() {
+                waiting.look_at = now + ENDS_PAUSE;
+            }
             self.waiting.push(waiting);
         }
+        (self.report)(problem);
+    }
+
+    /// Whether nothing more is to be done for a slot that waits.
+    fn try_begin(&mut self, waiting: &mut Waiting) -> KafkaResult<bool> {
+        let follow = &waiting.follow;
+        let reason = match self.look(follow)? {
+            Look::Fits => return self.begin(follow).map(|()| true),
+            Look::Gone(reason) => reason,
+            Look::TooShort(reason) => {
+                waiting.too_short += 1;
+                if waiting.too_short < ENDS_LOOKS {
+                    return Ok(false);
+                }
+                reason
+            }
+        };
+        let _ = follow.records.blocking_send(Input::Freeze(reason));
+        Ok(true)
     }
 
     fn look(&self, follow: &Follow) -> KafkaResult<Look> {
@@ -304,10 +325,11 @@ impl Reading {
                     | RDKafkaErrorCode::LogTruncation
             )
         );
-        warn!(%error, "failed to read the log");
         if !ends_reading {
+            debug!(%error, "reading the log goes on by itself");
             return;
         }
+        warn!(%error, "failed to read the log");
         if let Err(error) = self
             .all_places()
             .and_then(|all| self.client.incremental_unassign(&all))

@@ -8,12 +8,13 @@ use bytes::Bytes;
 use kvcluster_crds::{Offset, SlotId};
 use rdkafka::ClientConfig;
 use rdkafka::client::ClientContext;
+use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{DeliveryResult, Message};
 use rdkafka::producer::{BaseRecord, ProducerContext, ThreadedProducer};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
-use super::Sinks;
+use super::{Sinks, settings};
 use crate::slot::{Input, Token};
 
 /// A producer that is made anew when librdkafka says that it can never send again.
@@ -97,11 +98,16 @@ impl Current {
 }
 
 impl ClientContext for Fates {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, line: &str) {
+        settings::log_line(level, facility, line);
+    }
+
     fn error(&self, error: KafkaError, reason: &str) {
         if error.rdkafka_error_code() == Some(RDKafkaErrorCode::Fatal) {
             self.broken.store(true, Ordering::SeqCst);
+            warn!(%error, reason, "the producer cannot go on");
         }
-        warn!(%error, reason, "the producer reports");
+        debug!(%error, reason, "the producer reports");
     }
 }
 

@@ -6,13 +6,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use kvcluster_crds::Offset;
 use rdkafka::client::ClientContext;
+use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::message::Message;
 use rdkafka::{ClientConfig, Offset as Place, TopicPartitionList};
-use tracing::{debug, info};
+use tracing::debug;
 
-use super::LogError;
+use super::{LogError, settings};
 
 /// Longest wait for a record.
 const POLL: Duration = Duration::from_millis(100);
@@ -45,7 +46,7 @@ pub enum Seen {
 /// the thread ends.
 pub fn start(
     name: &'static str,
-    settings: ClientConfig,
+    config: ClientConfig,
     topic: String,
     from: StartAt,
     alive: Box<dyn Send>,
@@ -55,7 +56,7 @@ pub fn start(
         let _alive = alive;
         loop {
             let goes_on = see(Seen::Begin)
-                && match read(&settings, &topic, from, &mut see) {
+                && match read(&config, &topic, from, &mut see) {
                     Ok(goes_on) => goes_on,
                     Err(error) => see(Seen::Failed(format!("topic {topic}: {error}"))),
                 };
@@ -73,12 +74,12 @@ pub fn start(
 }
 
 fn read(
-    settings: &ClientConfig,
+    config: &ClientConfig,
     topic: &str,
     from: StartAt,
     see: &mut impl FnMut(Seen) -> bool,
 ) -> KafkaResult<bool> {
-    let client: BaseConsumer<Context> = settings.create_with_context(Context)?;
+    let client: BaseConsumer<Context> = config.create_with_context(Context)?;
     let place = match from {
         StartAt::Beginning => Place::Beginning,
         StartAt::End => Place::End,
@@ -127,9 +128,13 @@ fn is_passing(error: &KafkaError) -> bool {
 struct Context;
 
 impl ClientContext for Context {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, line: &str) {
+        settings::log_line(level, facility, line);
+    }
+
     fn error(&self, error: KafkaError, reason: &str) {
         if error.rdkafka_error_code() != Some(RDKafkaErrorCode::PartitionEOF) {
-            info!(%error, reason, "a reader reports");
+            debug!(%error, reason, "a reader reports");
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use rdkafka::ClientConfig;
 use rdkafka::config::RDKafkaLogLevel;
+use tracing::{debug, error};
 
 use super::codec::RECORD_BYTES_MAX;
 
@@ -28,6 +29,21 @@ const SOCKET_TIMEOUT_MS: &str = "10000";
 const READ_AHEAD_KIBIBYTES: &str = "32768";
 /// Records and kibibytes in the producer's queue: more than all slots together may have in flight, so that it never refuses.
 const QUEUE: [&str; 2] = ["1000000", "2097151"];
+
+/// librdkafka's own log lines. A connection that fails is tried again many times a second, and what follows from it is told
+/// once by those who notice (heartbeats that do not come back, fates that are unknown); so its errors are for debugging.
+pub fn log_line(level: RDKafkaLogLevel, facility: &str, line: &str) {
+    match level {
+        RDKafkaLogLevel::Emerg | RDKafkaLogLevel::Alert | RDKafkaLogLevel::Critical => {
+            error!(facility, line, "librdkafka");
+        }
+        RDKafkaLogLevel::Error
+        | RDKafkaLogLevel::Warning
+        | RDKafkaLogLevel::Notice
+        | RDKafkaLogLevel::Info
+        | RDKafkaLogLevel::Debug => debug!(facility, line, "librdkafka"),
+    }
+}
 
 fn common(bootstrap: &str, client_id: &str) -> ClientConfig {
     let mut config = ClientConfig::new();

@@ -1,14 +1,15 @@
 //! Sends and reads heartbeats, see [`crate::heartbeat`].
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use rdkafka::client::ClientContext;
+use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::KafkaError;
 use rdkafka::message::DeliveryResult;
 use rdkafka::producer::{BaseRecord, ProducerContext, ThreadedProducer};
 use tokio::time::{MissedTickBehavior, interval};
-use tracing::debug;
+use tracing::{debug, info, warn};
 
 use super::clock;
 use super::registry::Registry;
@@ -60,14 +61,20 @@ pub(super) fn listen(
 
 /// Sends this node's heartbeats, for ever.
 pub(super) async fn send(config: BeatsConfig, registry: Arc<Registry>) -> Result<(), LogError> {
+    let last_error = Arc::new(Mutex::new(String::new()));
+    let mut returned = false;
     let producer: ThreadedProducer<Quiet> =
-        settings::heartbeat_producer(&config.bootstrap, &config.client_id)
-            .create_with_context(Quiet)?;
+        settings::heartbeat_producer(&config.bootstrap, &config.client_id).create_with_context(
+            Quiet {
+                last_error: Arc::clone(&last_error),
+            },
+        )?;
     let mut beats = interval(config.every);
     beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         beats.tick().await;
         registry.find_others();
+        returned = look_at_return(&config, &registry, returned, &last_error);
         let (can_lead, serves) = registry.own_sets();
         let about = registry.config();
         let heartbeat = Heartbeat {
@@ -88,12 +95,52 @@ pub(super) async fn send(config: BeatsConfig, registry: Arc<Registry>) -> Result
     }
 }
 
+/// Tells, on changes, whether Kafka takes and gives back what this node sends.
+fn look_at_return(
+    config: &BeatsConfig,
+    registry: &Registry,
+    returned: bool,
+    last_error: &Mutex<String>,
+) -> bool {
+    let now_ns = clock::now_ns();
+    let returns = registry.with_peers(|peers| peers.own_return(now_ns));
+    if returns {
+        if !returned {
+            info!("the own heartbeats come back: Kafka takes and gives records");
+        }
+        registry.set_problem("kafka", None);
+    } else {
+        let reason = last_error
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        let problem = format!("Kafka at {} does not answer ({reason})", config.bootstrap);
+        if returned {
+            warn!(problem, "the own heartbeats do not come back");
+        }
+        registry.set_problem("kafka", Some(problem));
+    }
+    returns
+}
+
 /// A heartbeat that is lost is noticed by its absence.
-struct Quiet;
+struct Quiet {
+    last_error: Arc<Mutex<String>>,
+}
 
 impl ClientContext for Quiet {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, line: &str) {
+        settings::log_line(level, facility, line);
+    }
+
     fn error(&self, error: KafkaError, reason: &str) {
         debug!(%error, reason, "the producer of heartbeats reports");
+        reason.clone_into(
+            &mut self
+                .last_error
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner),
+        );
     }
 }
 

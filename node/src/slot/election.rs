@@ -133,9 +133,10 @@ pub fn vacancy(position: &SlotPosition, me: &Myself, hints: &Hints) -> Vacancy {
     }
 }
 
-/// The place of this replica among those that could claim now, from 0; none when it is no voter.
+/// The place of this replica among the voters that are not suspected, from 0; none when it is no voter. Whether the others
+/// could lead is not asked: what they said of it may be a heartbeat old, and a wrong guess costs one [`CLAIM_STAGGER_NS`].
 pub fn rank(me: NodeId, hints: &Hints) -> Option<u64> {
-    let could = |node: &NodeId| *node == me || hints.could_lead(*node);
+    let could = |node: &NodeId| *node == me || hints.alive(*node);
     hints
         .by_preference()
         .filter(could)

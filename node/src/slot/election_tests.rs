@@ -100,14 +100,14 @@ fn the_node_that_a_release_names_claims_at_once_and_others_wait() {
 }
 
 #[test]
-fn ranks_count_only_those_that_could_lead() {
+fn ranks_count_only_those_that_live() {
     assert_eq!(
         rank(NodeId(0), &hints()),
         Some(1),
         "behind the preferred leader"
     );
     let mut alone = hints();
-    alone.peers[1].can_lead = false;
+    alone.peers[1].alive = false;
     assert_eq!(rank(NodeId(0), &alone), Some(0));
     assert_eq!(rank(NodeId(7), &hints()), None);
 }

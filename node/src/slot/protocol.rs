@@ -148,5 +148,11 @@ fn judge_next(
 }
 
 #[cfg(test)]
+#[allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    clippy::cast_sign_loss,
+    reason = "the numbers of a test are small"
+)]
 #[path = "protocol_tests.rs"]
 mod tests;

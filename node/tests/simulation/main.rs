@@ -4,6 +4,13 @@
 //! later or twice, and holds foreign records and gaps. Processes pause, die, and come back from an older position. Clocks
 //! run up to 4 % fast or slow. Hints about peers are often wrong. After each run the history is checked, see `check`.
 
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    clippy::cast_sign_loss,
+    reason = "the numbers of a test are small"
+)]
+
 mod check;
 mod random;
 mod world;

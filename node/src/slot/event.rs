@@ -1,0 +1,146 @@
+//! What happens to a replica and what is to be done: the words that the state machine is spoken to in.
+
+use bytes::Bytes;
+use kvcluster_crds::{Epoch, Incarnation, LogId, NodeId, Offset, SlotId, SlotRole};
+
+use super::election::Hints;
+use crate::effect::{Applied, Effect};
+use crate::service::{ReadPermit, SlotError};
+
+/// What never changes in the life of a machine.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The slot.
+    pub slot: SlotId,
+    /// The node that holds the replica.
+    pub node: NodeId,
+    /// Its process.
+    pub incarnation: Incarnation,
+    /// The log that is followed.
+    pub log_id: LogId,
+    /// The lease of epochs that this node leads in, milliseconds.
+    pub lease_ms: u32,
+    /// Whether reads may trust the lease; if not, each group of them waits for a record.
+    pub reads_by_lease: bool,
+}
+
+/// Names a record that was handed to the log, within a machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Token(pub u64);
+
+/// Names a read or write of a client, within a machine; chosen by the caller.
+pub type RequestId = u64;
+
+/// What happens to a replica.
+#[derive(Clone, Debug)]
+pub enum Input {
+    /// The consumer read a record. Offsets that it passes over hold none.
+    Record {
+        /// Its place.
+        offset: Offset,
+        /// Its bytes.
+        bytes: Bytes,
+    },
+    /// The consumer stood at the end of the log: everything before was handed over.
+    CaughtUp,
+    /// The log ended at this (next) offset when somebody looked.
+    End(Offset),
+    /// The log took an own record.
+    Delivered {
+        /// The record.
+        token: Token,
+        /// Its place.
+        offset: Offset,
+    },
+    /// It is not known, and will not become known, whether the log took an own record.
+    DeliveryUnknown {
+        /// The record.
+        token: Token,
+    },
+    /// A client writes.
+    Write {
+        /// Answered by [`Output::WriteAnswer`].
+        id: RequestId,
+        /// The changes.
+        effects: Vec<Effect>,
+        /// Answered by then.
+        deadline_ns: u64,
+    },
+    /// A client reads.
+    Read {
+        /// Answered by [`Output::ReadAnswer`].
+        id: RequestId,
+        /// Answered by then.
+        deadline_ns: u64,
+    },
+    /// The rest of the node changed.
+    Hints(Hints),
+    /// The log cannot be followed from where this replica stands.
+    Freeze(String),
+    /// The node stops: give leadership away and take none.
+    Stop,
+    /// Time passed.
+    Tick,
+}
+
+/// What is to be done, in this order.
+#[derive(Clone, Debug)]
+pub enum Output {
+    /// Append a record to the slot's log.
+    Append {
+        /// Comes back with its fate.
+        token: Token,
+        /// The record.
+        bytes: Bytes,
+    },
+    /// Take a judged record into the store.
+    Apply(Applied),
+    /// Answer a write.
+    WriteAnswer {
+        /// Which.
+        id: RequestId,
+        /// The offset of its record, or why there is none.
+        answer: Result<Offset, SlotError>,
+    },
+    /// Answer a read.
+    ReadAnswer {
+        /// Which.
+        id: RequestId,
+        /// Leave to read.
+        answer: Result<ReadPermit, SlotError>,
+    },
+    /// Another node serves the slot now, as far as this replica knows; none during an election.
+    Place(Option<NodeId>),
+    /// The replica stands still until somebody acts.
+    Frozen(String),
+}
+
+/// A machine as others may see it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct View {
+    /// What the replica does.
+    pub role: SlotRole,
+    /// Who leads by the log, whether or not it serves.
+    pub leader: Option<NodeId>,
+    /// The epoch by the log.
+    pub epoch: Epoch,
+    /// The next offset to judge.
+    pub applied: Offset,
+    /// Whether the end of the log was reached, and not lost sight of since.
+    pub caught_up: bool,
+    /// Whether the replica could lead now.
+    pub can_lead: bool,
+    /// Records that counted.
+    pub records_valid: u64,
+    /// Records that were read and did not count.
+    pub records_ignored: u64,
+    /// Why it stands still.
+    pub frozen: Option<String>,
+}
+
+impl Token {
+    pub(super) fn next(tokens: &mut u64) -> Self {
+        *tokens += 1;
+        Self(*tokens)
+    }
+}

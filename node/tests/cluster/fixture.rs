@@ -1,0 +1,470 @@
+//! A cluster of processes: what the operator would make for it, made by hand.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use kvcluster_crds::names::ClusterNames;
+use kvcluster_crds::{Assignment, LogId, NodeEntry, NodeId, NodeStatus, SlotAssignment, SlotRole};
+use rdkafka::ClientConfig;
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
+use sqlx::{AssertSqlSafe, Connection, PgConnection};
+
+const KAFKA: &str = "KVCLUSTER_TEST_KAFKA";
+const POSTGRES: &str = "KVCLUSTER_TEST_POSTGRES_URL";
+const LOOK: Duration = Duration::from_millis(10);
+const HTTP_TIMEOUT: Duration = Duration::from_secs(15);
+static CLUSTERS: AtomicU32 = AtomicU32::new(0);
+
+/// What became of a write, by what the node says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    Done,
+    Nothing,
+    Unknown,
+}
+
+pub(crate) struct Cluster {
+    kafka: String,
+    postgres: String,
+    names: ClusterNames,
+    slots: u32,
+    directory: PathBuf,
+    runtime: tokio::runtime::Runtime,
+    nodes: Vec<Node>,
+}
+
+struct Node {
+    rest: u16,
+    admin: u16,
+    process: Mutex<Option<Child>>,
+}
+
+struct Answer {
+    status: u16,
+    body: Vec<u8>,
+}
+
+impl Cluster {
+    /// Makes topics, schemas and the assignment, and starts the nodes.
+    pub(crate) fn start(nodes: usize, slots: u32) -> Self {
+        let variable = |name: &str, example: &str| {
+            std::env::var(name)
+                .unwrap_or_else(|_| panic!("{name} must be set, for example {example}"))
+        };
+        let number = CLUSTERS.fetch_add(1, Ordering::SeqCst);
+        let name = format!("t{}-{number}", std::process::id());
+        let directory = std::env::temp_dir().join(format!("kvcluster-{name}"));
+        std::fs::create_dir_all(&directory).expect("a directory for logs");
+        println!("logs are in {}", directory.display());
+        let cluster = Self {
+            kafka: variable(KAFKA, "127.0.0.1:19092"),
+            postgres: variable(
+                POSTGRES,
+                "postgres://postgres:postgres@127.0.0.1:15432/postgres",
+            ),
+            names: ClusterNames::new("test", name),
+            slots,
+            directory,
+            runtime: tokio::runtime::Runtime::new().expect("a runtime"),
+            nodes: (0..nodes)
+                .map(|_| Node {
+                    rest: free_port(),
+                    admin: free_port(),
+                    process: Mutex::new(None),
+                })
+                .collect(),
+        };
+        cluster.runtime.block_on(cluster.make_schemas());
+        for node in 0..nodes {
+            cluster.restart(node);
+        }
+        // The nodes wait for what is made only now.
+        cluster.runtime.block_on(cluster.make_topics());
+        cluster.publish();
+        cluster
+    }
+
+    pub(crate) fn nodes(&self) -> usize {
+        self.nodes.len()
+    }
+
+    async fn make_topics(&self) {
+        let admin: AdminClient<DefaultClientContext> = ClientConfig::new()
+            .set("bootstrap.servers", &self.kafka)
+            .create()
+            .expect("an admin client");
+        let names = [
+            (self.names.log_topic(), self.slots),
+            (self.names.assignment_topic(), 1),
+            (self.names.heartbeat_topic(), 1),
+        ];
+        let topics = names.iter().map(|(name, partitions)| {
+            let partitions = i32::try_from(*partitions).expect("few");
+            NewTopic::new(name, partitions, TopicReplication::Fixed(1))
+                .set("max.message.bytes", "1400000")
+        });
+        let topics: Vec<_> = topics.collect();
+        let made = admin
+            .create_topics(&topics, &AdminOptions::new())
+            .await
+            .expect("Kafka answers");
+        for topic in made {
+            topic.expect("the topic is made");
+        }
+    }
+
+    async fn delete_topics(&self) {
+        let admin: AdminClient<DefaultClientContext> = ClientConfig::new()
+            .set("bootstrap.servers", &self.kafka)
+            .create()
+            .expect("an admin client");
+        let names = [
+            self.names.log_topic(),
+            self.names.assignment_topic(),
+            self.names.heartbeat_topic(),
+        ];
+        let names = names.each_ref().map(String::as_str);
+        let _ = admin.delete_topics(&names, &AdminOptions::new()).await;
+    }
+
+    fn schema(&self, node: usize) -> String {
+        self.names.schema("kvt", node_id(node))
+    }
+
+    async fn make_schemas(&self) {
+        for node in 0..self.nodes.len() {
+            let schema = self.schema(node);
+            self.sql(format!(
+                "DROP SCHEMA IF EXISTS {schema} CASCADE; CREATE SCHEMA {schema}"
+            ))
+            .await;
+        }
+    }
+
+    async fn sql(&self, text: String) {
+        let mut connection = PgConnection::connect(&self.postgres)
+            .await
+            .expect("PostgreSQL answers");
+        sqlx::raw_sql(AssertSqlSafe(text))
+            .execute(&mut connection)
+            .await
+            .expect("a statement");
+    }
+
+    fn publish(&self) {
+        let count = u32::try_from(self.nodes.len()).expect("few");
+        let nodes = (0..self.nodes.len()).map(|node| NodeEntry {
+            id: node_id(node),
+            address: format!("127.0.0.1:{}", self.nodes[node].rest),
+            postgres_instance: "main".to_owned(),
+        });
+        let slots = (0..self.slots).map(|slot| {
+            let voters: Vec<_> = (0..count)
+                .map(|step| NodeId((slot + step) % count))
+                .collect();
+            SlotAssignment {
+                preferred_leader: voters[0],
+                voters,
+                learners: vec![],
+            }
+        });
+        let assignment = Assignment {
+            version: 1,
+            based_on: None,
+            cluster_uid: self.names.cluster().to_owned(),
+            log_id: LogId(1),
+            log_version: 1,
+            slots: slots.collect(),
+            nodes: nodes.collect(),
+        };
+        let producer: BaseProducer = ClientConfig::new()
+            .set("bootstrap.servers", &self.kafka)
+            .create()
+            .expect("a producer");
+        let (topic, bytes) = (self.names.assignment_topic(), assignment.encode());
+        let record = BaseRecord::<(), _>::to(&topic).partition(0).payload(&bytes);
+        producer.send(record).expect("queued");
+        producer.flush(Duration::from_secs(10)).expect("published");
+    }
+
+    /// Starts the process of a node that has none.
+    pub(crate) fn restart(&self, node: usize) {
+        let Node {
+            rest,
+            admin,
+            process,
+        } = &self.nodes[node];
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(self.directory.join(format!("node-{node}.log")))
+            .expect("a log");
+        let child = Command::new(env!("CARGO_BIN_EXE_kvcluster-node"))
+            .arg(format!("--cluster={}", self.names.cluster()))
+            .arg(format!("--namespace={}", self.names.namespace()))
+            .arg(format!("--cluster-uid={}", self.names.cluster()))
+            .arg(format!("--node-id={node}"))
+            .arg(format!("--slots={}", self.slots))
+            .arg("--log-id=0000000000000001")
+            .arg(format!("--kafka-bootstrap={}", self.kafka))
+            .arg(format!("--postgres-url={}", self.postgres))
+            .arg(format!("--postgres-schema={}", self.schema(node)))
+            .arg(format!("--listen=127.0.0.1:{rest}"))
+            .arg(format!("--admin-listen=127.0.0.1:{admin}"))
+            .stdout(log.try_clone().expect("a second handle"))
+            .stderr(log)
+            .stdin(Stdio::null())
+            .spawn()
+            .expect("the node starts");
+        *process.lock().expect("no panic") = Some(child);
+    }
+
+    /// SIGKILL.
+    pub(crate) fn kill(&self, node: usize) {
+        let mut child = self.nodes[node]
+            .process
+            .lock()
+            .expect("no panic")
+            .take()
+            .expect("runs");
+        child.kill().expect("killed");
+        child.wait().expect("gone");
+    }
+
+    /// SIGTERM; the exit code.
+    pub(crate) fn terminate(&self, node: usize) -> Option<i32> {
+        let mut child = self.nodes[node]
+            .process
+            .lock()
+            .expect("no panic")
+            .take()
+            .expect("runs");
+        let sent = Command::new("kill")
+            .arg("-TERM")
+            .arg(child.id().to_string())
+            .status();
+        assert!(sent.expect("kill runs").success());
+        child.wait().expect("ended").code()
+    }
+
+    pub(crate) fn wait_until(&self, patience: Duration, fits: impl Fn() -> bool) -> Duration {
+        let begun = Instant::now();
+        while !fits() {
+            let logs = self.directory.display();
+            assert!(
+                begun.elapsed() < patience,
+                "waited in vain; logs are in {logs}"
+            );
+            thread::sleep(LOOK);
+        }
+        begun.elapsed()
+    }
+
+    pub(crate) fn wait_until_led(&self, patience: Duration) -> Duration {
+        self.wait_until(patience, || self.led_by(|_| true))
+    }
+
+    pub(crate) fn wait_until_led_without(&self, node: usize, patience: Duration) -> Duration {
+        self.wait_until(patience, || self.led_by(|leader| leader != node))
+    }
+
+    /// Whether node leads the slots that it should lead.
+    pub(crate) fn leads_preferred(&self, node: usize) -> bool {
+        self.status(node).is_some_and(|status| {
+            let preferred = |slot: u32| slot as usize % self.nodes.len() == node;
+            let slots = status.slots.iter().filter(|slot| preferred(slot.slot.0));
+            let leads = slots.filter(|slot| slot.role == SlotRole::Leader).count();
+            leads == (0..self.slots).filter(|slot| preferred(*slot)).count()
+        })
+    }
+
+    fn led_by(&self, fits: impl Fn(usize) -> bool) -> bool {
+        let running = (0..self.nodes.len()).filter(|node| fits(*node));
+        let leads: usize = running
+            .filter_map(|node| self.status(node))
+            .map(|status| {
+                status
+                    .slots
+                    .iter()
+                    .filter(|slot| slot.role == SlotRole::Leader)
+                    .count()
+            })
+            .sum();
+        leads == self.slots as usize
+    }
+
+    /// Whether all replicas stand at the same places, and PostgreSQL has everything.
+    pub(crate) fn agree(&self) -> bool {
+        let all: Vec<_> = (0..self.nodes.len())
+            .map(|node| self.status(node))
+            .collect();
+        let places = |status: &NodeStatus| -> Vec<i64> {
+            status.slots.iter().map(|slot| slot.applied).collect()
+        };
+        let Some(Some(first)) = all.first() else {
+            return false;
+        };
+        all.iter().all(|status| {
+            status.as_ref().is_some_and(|status| {
+                status.slots.len() == self.slots as usize && places(status) == places(first)
+            })
+        })
+    }
+
+    pub(crate) fn status(&self, node: usize) -> Option<NodeStatus> {
+        let answer = self
+            .request(self.nodes[node].admin, "GET", "/status")
+            .ok()?;
+        serde_json::from_slice(&answer.body).ok()
+    }
+
+    pub(crate) fn put(&self, node: usize, key: &str, value: &str) -> Outcome {
+        let path = format!("/key/{key}?value={value}");
+        match self.request(self.nodes[node].rest, "PUT", &path) {
+            Ok(Answer { status: 200, .. }) => Outcome::Done,
+            Ok(answer) => {
+                let body = String::from_utf8_lossy(&answer.body);
+                if body.contains("\"effect\":\"none\"") {
+                    Outcome::Nothing
+                } else {
+                    Outcome::Unknown
+                }
+            }
+            Err(Failed::NotConnected) => Outcome::Nothing,
+            Err(Failed::Broken) => Outcome::Unknown,
+        }
+    }
+
+    pub(crate) fn put_surely(&self, node: usize, key: &str, value: &str) {
+        self.wait_until(HTTP_TIMEOUT, || self.put(node, key, value) == Outcome::Done);
+    }
+
+    pub(crate) fn scan(&self, node: usize) -> BTreeMap<String, String> {
+        let answer = self.request(self.nodes[node].rest, "GET", "/scan");
+        let answer = answer.unwrap_or_else(|_| panic!("node {node} answers a scan"));
+        assert_eq!(answer.status, 200);
+        serde_json::from_slice(&answer.body).expect("an object of texts")
+    }
+
+    pub(crate) fn decode_log(&self) -> serde_json::Value {
+        let output = Command::new(env!("CARGO_BIN_EXE_kvcluster-node"))
+            .args([
+                "decode-log",
+                "--bootstrap",
+                &self.kafka,
+                "--topic",
+                &self.names.log_topic(),
+            ])
+            .output()
+            .expect("the program runs");
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        serde_json::from_slice(&output.stdout).expect("JSON")
+    }
+
+    /// Ends all nodes and removes what was made.
+    pub(crate) fn stop_all(&mut self) {
+        for node in 0..self.nodes.len() {
+            self.kill(node);
+        }
+        self.runtime.block_on(async {
+            self.delete_topics().await;
+            for node in 0..self.nodes.len() {
+                self.sql(format!("DROP SCHEMA {} CASCADE", self.schema(node)))
+                    .await;
+            }
+        });
+    }
+
+    fn request(&self, port: u16, method: &str, path: &str) -> Result<Answer, Failed> {
+        let mut stream =
+            TcpStream::connect(("127.0.0.1", port)).map_err(|_| Failed::NotConnected)?;
+        stream
+            .set_read_timeout(Some(HTTP_TIMEOUT))
+            .expect("a timeout");
+        let head =
+            format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+        stream
+            .write_all(head.as_bytes())
+            .map_err(|_| Failed::Broken)?;
+        read_answer(stream).map_err(|_| Failed::Broken)
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        for node in &self.nodes {
+            if let Ok(mut process) = node.process.lock()
+                && let Some(mut child) = process.take()
+            {
+                let _ = child.kill();
+                let _ = child.wait();
+            }
+        }
+    }
+}
+
+enum Failed {
+    NotConnected,
+    Broken,
+}
+
+fn read_answer(stream: TcpStream) -> std::io::Result<Answer> {
+    let broken = || std::io::Error::from(std::io::ErrorKind::InvalidData);
+    let mut reader = BufReader::new(stream);
+    let mut line = String::new();
+    reader.read_line(&mut line)?;
+    let status = line
+        .split(' ')
+        .nth(1)
+        .and_then(|text| text.parse().ok())
+        .ok_or_else(broken)?;
+    let mut chunked = false;
+    loop {
+        line.clear();
+        reader.read_line(&mut line)?;
+        chunked |= line
+            .to_ascii_lowercase()
+            .starts_with("transfer-encoding: chunked");
+        if line == "\r\n" || line.is_empty() {
+            break;
+        }
+    }
+    let mut body = Vec::new();
+    if !chunked {
+        reader.read_to_end(&mut body)?;
+        return Ok(Answer { status, body });
+    }
+    loop {
+        line.clear();
+        reader.read_line(&mut line)?;
+        let length = u64::from_str_radix(line.trim(), 16).map_err(|_| broken())?;
+        if length == 0 {
+            return Ok(Answer { status, body });
+        }
+        (&mut reader).take(length).read_to_end(&mut body)?;
+        reader.read_line(&mut String::new())?;
+    }
+}
+
+fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    listener.local_addr().expect("an address").port()
+}
+
+fn node_id(node: usize) -> NodeId {
+    NodeId(u32::try_from(node).expect("few"))
+}
