@@ -48,7 +48,10 @@ fn write_until_refused(base: &str, limit: usize) -> Result<Rows> {
     let mut connection = Connection::open(base)?;
     let mut written = Rows::new();
     for number in 0..=2 * limit / VALUE_BYTES {
-        let (key, value) = (format!("big-{number}"), format!("{number:0>VALUE_BYTES$}"));
+        let (key, value) = (
+            format!("big-{number}"),
+            format!("{number:08}").repeat(VALUE_BYTES / 8),
+        );
         match judge(connection.request("PUT", &put_target(&key, &value), &[])) {
             Outcome::Acknowledged => drop(written.insert(key, value)),
             Outcome::None(why) if why.starts_with("429 ") => return Ok(written),
