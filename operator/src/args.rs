@@ -53,7 +53,11 @@ fn start_logging(format: LogFormat) {
         .with_env_filter(filter)
         .with_writer(std::io::stderr);
     match format {
-        LogFormat::Json => lines.json().init(),
+        LogFormat::Json => lines
+            .json()
+            .with_current_span(false)
+            .with_span_list(false)
+            .init(),
         LogFormat::Text => lines.init(),
     }
 }

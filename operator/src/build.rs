@@ -29,3 +29,6 @@ fn metadata(target: &Target, name: String) -> ObjectMeta {
         ..ObjectMeta::default()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -10,18 +10,18 @@ use serde_json::json;
 use crate::cluster::Target;
 
 /// The present, in tests.
-pub fn now() -> Timestamp {
+pub(crate) fn now() -> Timestamp {
     "2026-01-01T12:00:00Z".parse().expect("a time")
 }
 
 /// A `KvCluster` in the making.
 #[derive(Clone)]
-pub struct ClusterBuilder {
+pub(crate) struct ClusterBuilder {
     cluster: KvCluster,
 }
 
 /// The sample cluster, fresh: 3 nodes, 4 slots, replication 3, one PostgreSQL instance.
-pub fn cluster() -> ClusterBuilder {
+pub(crate) fn cluster() -> ClusterBuilder {
     let cluster = json!({
         "apiVersion": "kvcluster.dev/v1alpha1",
         "kind": "KvCluster",
@@ -39,50 +39,55 @@ pub fn cluster() -> ClusterBuilder {
 
 impl ClusterBuilder {
     /// With so many nodes.
-    pub fn nodes(mut self, nodes: i32) -> Self {
+    pub(crate) fn nodes(mut self, nodes: i32) -> Self {
         self.cluster.spec.nodes = nodes;
         self
     }
 
     /// With the log id pinned.
-    pub fn log_id(mut self, log_id: Option<LogId>) -> Self {
+    pub(crate) fn log_id(mut self, log_id: Option<LogId>) -> Self {
         self.cluster.status.get_or_insert_default().log_id = log_id.map(|id| id.to_string());
         self
     }
 
     /// With `deletionPolicy: Delete`.
-    pub fn delete_policy(mut self) -> Self {
+    pub(crate) fn delete_policy(mut self) -> Self {
         self.cluster.spec.deletion_policy = DeletionPolicy::Delete;
         self
     }
 
     /// With our finalizer, or without.
-    pub fn finalizer(mut self, there: bool) -> Self {
+    pub(crate) fn finalizer(mut self, there: bool) -> Self {
         self.cluster.metadata.finalizers = there.then(|| vec![FINALIZER.to_owned()]);
         self
     }
 
     /// Being deleted for so long.
-    pub fn deleting_for(mut self, seconds: i64) -> Self {
+    pub(crate) fn deleting_for(mut self, seconds: i64) -> Self {
         let since = now() - SignedDuration::from_secs(seconds);
         self.cluster.metadata.deletion_timestamp = Some(Time(since));
         self
     }
 
     /// Paused.
-    pub fn paused(mut self) -> Self {
+    pub(crate) fn paused(mut self) -> Self {
         self.cluster.spec.paused = true;
         self
     }
 
     /// With whatever else is special.
-    pub fn with(mut self, change: impl FnOnce(&mut KvCluster)) -> Self {
+    pub(crate) fn with(mut self, change: impl FnOnce(&mut KvCluster)) -> Self {
         change(&mut self.cluster);
         self
     }
 
+    /// The object itself.
+    pub(crate) fn build(&self) -> KvCluster {
+        self.cluster.clone()
+    }
+
     /// The planner's view of it.
-    pub fn target(&self) -> Target {
+    pub(crate) fn target(&self) -> Target {
         Target::of(&self.cluster).expect("a cluster that the CRD allows")
     }
 }

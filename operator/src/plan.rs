@@ -11,6 +11,7 @@
 use std::fmt;
 
 use kvcluster_crds::NodeId;
+use kvcluster_crds::v1alpha1::condition;
 
 use crate::cluster::Target;
 use crate::observe::World;
@@ -49,11 +50,20 @@ pub struct Plan {
 impl Plan {
     /// Whether everything is as wanted and served.
     pub fn is_ready(&self) -> bool {
-        let ready = self
+        self.holds(condition::READY)
+    }
+
+    /// Whether something is being made that is not there yet, and nothing stands in its way.
+    pub fn is_progressing(&self) -> bool {
+        self.holds(condition::PROGRESSING)
+    }
+
+    fn holds(&self, kind: &str) -> bool {
+        let mut verdicts = self
             .conditions
             .iter()
-            .find(|v| v.kind == kvcluster_crds::v1alpha1::condition::READY);
-        ready.is_some_and(|verdict| verdict.truth == Truth::True)
+            .filter(|verdict| verdict.kind == kind);
+        verdicts.any(|verdict| verdict.truth == Truth::True)
     }
 }
 

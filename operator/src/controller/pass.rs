@@ -253,7 +253,7 @@ async fn write_status(
     let changed = before.map(|(truth, reason, _)| (truth, reason))
         != after.map(|(truth, reason, _)| (truth, reason));
     if let Some((truth, reason, message)) = after.filter(|_| changed) {
-        let type_ = if truth == "True" || reason == "Progressing" {
+        let type_ = if truth == "True" || plan.is_progressing() {
             EventType::Normal
         } else {
             EventType::Warning

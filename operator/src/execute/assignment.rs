@@ -13,7 +13,7 @@ use rdkafka::producer::{BaseProducer, BaseRecord, Producer, ProducerContext};
 
 use super::ExecuteError;
 use crate::clients::kafka::{CHANGE_TIMEOUT, KafkaClients, blocking, config};
-use crate::observe::kafka::{Question, observe};
+use crate::observe::kafka as observe;
 
 /// Above librdkafka's own limit on the delivery, so that its report is seen.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(CHANGE_TIMEOUT.as_secs() + 5);
@@ -30,13 +30,9 @@ pub async fn publish(
     let (address, place, record) = (bootstrap.to_owned(), topic.to_owned(), assignment.encode());
     let sent = blocking(move || send(&address, &place, &record)).await;
     sent.map_err(|error| client.trouble(ACTION, &error))?;
-    let question = Question {
-        topics: vec![topic.to_owned()],
-        assignment_topic: topic.to_owned(),
-        cluster_uid: assignment.cluster_uid.clone(),
-    };
-    let view = observe(&client, question).await?;
-    match view.assignment.newest {
+    let view =
+        observe::assignment(&client, topic.to_owned(), assignment.cluster_uid.clone()).await?;
+    match view.newest {
         Some((_, newest)) if newest == *assignment => Ok(()),
         _ => Err(ExecuteError::NotFollowed),
     }
@@ -88,4 +84,93 @@ fn send(bootstrap: &str, topic: &str, record: &[u8]) -> Result<(), KafkaError> {
     report.unwrap_or(Err(KafkaError::MessageProduction(
         rdkafka::types::RDKafkaErrorCode::MessageTimedOut,
     )))
+}
+
+#[cfg(test)]
+mod tests {
+    use kvcluster_crds::{LogId, NodeEntry, NodeId, Offset, SlotAssignment};
+    use rdkafka::mocking::MockCluster;
+
+    use super::*;
+
+    const TOPIC: &str = "shop.demo.assignment";
+
+    fn table(version: u64, based_on: Option<i64>) -> Assignment {
+        let slot = SlotAssignment {
+            voters: vec![NodeId(0)],
+            learners: Vec::new(),
+            preferred_leader: NodeId(0),
+        };
+        let node = NodeEntry {
+            id: NodeId(0),
+            address: "node:8080".to_owned(),
+            postgres_instance: "main".to_owned(),
+        };
+        Assignment {
+            version,
+            based_on: based_on.map(Offset),
+            cluster_uid: "u1".to_owned(),
+            log_id: LogId(1),
+            log_version: 1,
+            slots: vec![slot],
+            nodes: vec![node],
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_published_is_read_back_and_a_late_one_counts_nowhere() {
+        let broker = MockCluster::new(1).unwrap();
+        broker.create_topic(TOPIC, 1, 1).unwrap();
+        let bootstrap = broker.bootstrap_servers();
+        let clients = KafkaClients::default();
+        publish(&clients, &bootstrap, TOPIC, &table(1, None))
+            .await
+            .unwrap();
+        publish(&clients, &bootstrap, TOPIC, &table(2, Some(0)))
+            .await
+            .unwrap();
+        // Another operator that still builds on the first one.
+        let late = Assignment {
+            log_version: 9,
+            ..table(2, Some(0))
+        };
+        let answer = publish(&clients, &bootstrap, TOPIC, &late).await;
+        assert!(
+            matches!(answer, Err(ExecuteError::NotFollowed)),
+            "{answer:?}"
+        );
+
+        let client = clients.get(&bootstrap).await.unwrap();
+        let view = observe::assignment(&client, TOPIC.to_owned(), "u1".to_owned())
+            .await
+            .unwrap();
+        assert_eq!(view.newest, Some((Offset(1), table(2, Some(0)))));
+        let view = observe::assignment(&client, TOPIC.to_owned(), "u2".to_owned())
+            .await
+            .unwrap();
+        assert_eq!((view.newest, view.stranger.as_deref()), (None, Some("u1")));
+    }
+
+    #[tokio::test]
+    async fn nobody_at_the_address_is_unreachable_with_a_reason() {
+        // A port that was free a moment ago and that nobody listens on.
+        let port = std::net::TcpListener::bind("127.0.0.1:0")
+            .unwrap()
+            .local_addr()
+            .unwrap()
+            .port();
+        let bootstrap = format!("127.0.0.1:{port}");
+        let client = KafkaClients::default().get(&bootstrap).await.unwrap();
+        let question = observe::Question {
+            topics: vec![TOPIC.to_owned()],
+            assignment_topic: TOPIC.to_owned(),
+            cluster_uid: "u1".to_owned(),
+        };
+        let trouble = observe::observe(&client, question).await.unwrap_err();
+        let text = trouble.to_string();
+        assert!(
+            text.contains(&bootstrap) && text.contains("connection refused"),
+            "{text}"
+        );
+    }
 }

@@ -1,16 +1,24 @@
 //! Makes, sets and deletes topics.
 
 use std::collections::BTreeMap;
+use std::sync::PoisonError;
+use std::time::Duration;
 
 use rdkafka::admin::{AlterConfig, NewTopic, ResourceSpecifier, TopicReplication};
+use rdkafka::consumer::Consumer;
 use rdkafka::error::KafkaError;
 use rdkafka::types::RDKafkaErrorCode;
 
 use super::ExecuteError;
 use crate::build::topics::TopicSpec;
-use crate::clients::kafka::{KafkaClients, admin_options};
+use crate::clients::kafka::{KafkaClient, KafkaClients, REQUEST_TIMEOUT, admin_options, blocking};
 
-/// Makes a topic. One that is there already is left for the next pass to judge.
+/// Looks that are taken at a new topic, each after a pause: a broker shows it some 50 ms after the controller made it. What is
+/// not seen by then is seen by the next pass.
+const LOOKS_MAX: usize = 20;
+const LOOK_PAUSE: Duration = Duration::from_millis(50);
+
+/// Makes a topic and waits a moment until it is seen. One that is there already is left for the next pass to judge.
 pub async fn create(
     clients: &KafkaClients,
     bootstrap: &str,
@@ -37,7 +45,30 @@ pub async fn create(
             }
         }
     }
+    let name = topic.name.clone();
+    blocking(move || wait_until_seen(&client, &name)).await;
     Ok(())
+}
+
+fn wait_until_seen(client: &KafkaClient, topic: &str) {
+    let reader = client.reader.lock().unwrap_or_else(PoisonError::into_inner);
+    for _ in 0..LOOKS_MAX {
+        let metadata = reader.fetch_metadata(Some(topic), REQUEST_TIMEOUT);
+        let seen = metadata.is_ok_and(|metadata| {
+            metadata.topics().iter().any(|topic| {
+                let led = topic
+                    .partitions()
+                    .iter()
+                    .all(|partition| partition.leader() >= 0);
+                topic.error().is_none() && !topic.partitions().is_empty() && led
+            })
+        });
+        if seen {
+            return;
+        }
+        // Nothing is assigned: this only waits, and serves the client's own events.
+        let _ = reader.poll(LOOK_PAUSE);
+    }
 }
 
 /// Sets all settings of a topic's own: Kafka's call puts every other one back to its default.

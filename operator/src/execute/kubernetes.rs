@@ -192,3 +192,6 @@ where
     call(format!("delete {name}"), deleting).await?;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

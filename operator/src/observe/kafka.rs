@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use kvcluster_crds::assignment::AssignmentError;
 use kvcluster_crds::{Assignment, AssignmentLog, Offset};
@@ -16,6 +16,10 @@ use rdkafka::{Offset as KafkaOffset, TopicPartitionList};
 use crate::clients::kafka::{
     KafkaClient, KafkaTrouble, Notes, REQUEST_TIMEOUT, admin_options, blocking,
 };
+
+/// Errors of connections that are taken from the client's queue at once, and the wait for each.
+const QUEUED_ERRORS_MAX: usize = 100;
+const QUEUE_PAUSE: Duration = Duration::from_millis(20);
 
 /// Kafka, as far as one cluster is concerned.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -82,6 +86,21 @@ pub async fn observe(
     Ok(view)
 }
 
+/// Reads the assignment topic alone.
+pub async fn assignment(
+    client: &Arc<KafkaClient>,
+    topic: String,
+    cluster_uid: String,
+) -> Result<AssignmentView, KafkaTrouble> {
+    let shared = Arc::clone(client);
+    blocking(move || {
+        let reader = shared.reader.lock().unwrap_or_else(PoisonError::into_inner);
+        read_assignment(&reader, &topic, &cluster_uid)
+            .map_err(|error| shared.trouble("read the assignment topic", &error))
+    })
+    .await
+}
+
 fn read(
     client: &KafkaClient,
     reader: &BaseConsumer<Notes>,
@@ -115,8 +134,7 @@ fn topic(
     let metadata = reader
         .fetch_metadata(Some(name), REQUEST_TIMEOUT)
         .map_err(|error| {
-            // Serves the queue of errors, where the reason stands.
-            let _ = reader.poll(std::time::Duration::ZERO);
+            serve_errors(reader);
             match client.trouble("tell its topics", &error) {
                 KafkaTrouble::Unreachable { bootstrap, .. } => KafkaTrouble::Unreachable {
                     bootstrap,
@@ -150,6 +168,15 @@ fn topic(
         ..TopicView::default()
     };
     Ok((brokers, Some(view)))
+}
+
+/// Hands the errors that wait in the client's queue to its [`Notes`].
+fn serve_errors(reader: &BaseConsumer<Notes>) {
+    for _ in 0..QUEUED_ERRORS_MAX {
+        if reader.poll(QUEUE_PAUSE).is_none() {
+            return;
+        }
+    }
 }
 
 async fn add_settings(client: &KafkaClient, view: &mut KafkaView) -> Result<(), KafkaTrouble> {
@@ -226,6 +253,8 @@ fn fold(
                 }
             }
             Some(Err(KafkaError::PartitionEOF(_))) => return Ok(log),
+            // Errors of connections, perhaps old ones: the client connects again by itself, within the deadline or not.
+            Some(Err(KafkaError::MessageConsumption(code))) if is_of_connection(code) => {}
             Some(Err(error)) => return Err(error),
             Some(Ok(_)) => {}
             None if left.is_zero() => {
@@ -236,6 +265,16 @@ fn fold(
             None => {}
         }
     }
+}
+
+fn is_of_connection(code: RDKafkaErrorCode) -> bool {
+    matches!(
+        code,
+        RDKafkaErrorCode::BrokerTransportFailure
+            | RDKafkaErrorCode::AllBrokersDown
+            | RDKafkaErrorCode::Resolve
+            | RDKafkaErrorCode::OperationTimedOut
+    )
 }
 
 fn note_stranger(cluster_uid: &str, payload: Option<&[u8]>, view: &mut AssignmentView) {

@@ -129,6 +129,9 @@ proptest! {
         let left: Vec<_> = ids(nodes).into_iter().filter(|n| n.get() != gone % nodes).collect();
         let after = propose(shape, &left, published(&ids(nodes), &before)).unwrap();
         assert_sound(shape, &left, &after);
+        // Each lost replica is put elsewhere; where all nodes with room hold its slot already, another one makes room.
+        let lost = loads(&before).get(&NodeId(gone % nodes)).copied().unwrap_or(0);
+        prop_assert!(moves(&before, &after) <= 2 * lost, "{} moved, {} lost", moves(&before, &after), lost);
     }
 
     #[test]
