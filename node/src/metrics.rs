@@ -232,7 +232,16 @@ fn register_store(registry: &mut Registry, store: &StoreMetrics, times: &Histogr
 
 impl StatusGauges {
     fn register(&self, registry: &mut Registry) {
-        let slots: [(&str, &str, &Family<SlotLabels, Gauge>); 10] = [
+        for (name, help, family) in self.of_slots() {
+            registry.register(name, help, family.clone());
+        }
+        for (name, help, gauge) in self.of_node() {
+            registry.register(name, help, gauge.clone());
+        }
+    }
+
+    fn of_slots(&self) -> [(&'static str, &'static str, &Family<SlotLabels, Gauge>); 10] {
+        [
             (
                 "slot_applied_offset",
                 "Offset up to which records are in memory",
@@ -261,12 +270,12 @@ impl StatusGauges {
             ("slot_leads", "1 when this node leads the slot", &self.leads),
             (
                 "slot_caught_up",
-                "1 when the replica has read the log to its end",
+                "1 when the log was read to its end",
                 &self.caught_up,
             ),
             (
                 "slot_frozen",
-                "1 when the replica stands still until somebody acts",
+                "1 when the replica stands still",
                 &self.frozen,
             ),
             (
@@ -279,14 +288,14 @@ impl StatusGauges {
                 "Records ignored, since the start",
                 &self.records_ignored,
             ),
-        ];
-        for (name, help, family) in slots {
-            registry.register(name, help, family.clone());
-        }
-        let node: [(&str, &str, &Gauge); 5] = [
+        ]
+    }
+
+    fn of_node(&self) -> [(&'static str, &'static str, &Gauge); 5] {
+        [
             (
                 "unflushed_bytes",
-                "Memory of effects not yet stored for good",
+                "Memory of effects not stored for good",
                 &self.unflushed_bytes,
             ),
             (
@@ -309,10 +318,7 @@ impl StatusGauges {
                 "Version of the assignment followed",
                 &self.assignment_version,
             ),
-        ];
-        for (name, help, gauge) in node {
-            registry.register(name, help, gauge.clone());
-        }
+        ]
     }
 
     fn set(&self, status: &NodeStatus) {

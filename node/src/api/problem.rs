@@ -74,102 +74,77 @@ pub struct Meaning {
 }
 
 impl ErrorCode {
-    /// What the code says. Every code stands here; there is no default.
+    /// What the code says. Every code stands in each of the matches; there is no default.
     pub fn meaning(self) -> Meaning {
-        use StatusCode as S;
-        let (status, retryable, effect, title) = match self {
-            Self::EmptyKey => (
-                S::BAD_REQUEST,
-                false,
-                EffectOnData::None,
-                "The key is empty",
-            ),
-            Self::BadEncoding => (
-                S::BAD_REQUEST,
-                false,
-                EffectOnData::None,
-                "Percent-encoding is broken",
-            ),
-            Self::NotText => (S::BAD_REQUEST, false, EffectOnData::None, "Not UTF-8"),
-            Self::BadRequest => (
-                S::BAD_REQUEST,
-                false,
-                EffectOnData::None,
-                "Malformed request",
-            ),
-            Self::KeyTooLong => (
-                S::PAYLOAD_TOO_LARGE,
-                false,
-                EffectOnData::None,
-                "The key is too long",
-            ),
-            Self::ValueTooLong => (
-                S::PAYLOAD_TOO_LARGE,
-                false,
-                EffectOnData::None,
-                "The value is too long",
-            ),
-            Self::UnknownPath => (S::NOT_FOUND, false, EffectOnData::None, "No such path"),
-            Self::MethodNotAllowed => (
-                S::METHOD_NOT_ALLOWED,
-                false,
-                EffectOnData::None,
-                "Method not allowed",
-            ),
-            Self::Overloaded => (
-                S::TOO_MANY_REQUESTS,
-                true,
-                EffectOnData::None,
-                "A limit is reached",
-            ),
-            Self::NotLeader => (
-                S::SERVICE_UNAVAILABLE,
-                true,
-                EffectOnData::None,
-                "Another node leads the slot",
-            ),
-            Self::NoLeader => (
-                S::SERVICE_UNAVAILABLE,
-                true,
-                EffectOnData::None,
-                "The slot has no leader",
-            ),
-            Self::LogUnavailable => (
-                S::SERVICE_UNAVAILABLE,
-                true,
-                EffectOnData::None,
-                "The log does not answer",
-            ),
-            Self::StoreUnavailable => (
-                S::SERVICE_UNAVAILABLE,
-                true,
-                EffectOnData::None,
-                "PostgreSQL does not answer",
-            ),
-            Self::SlotFrozen => (
-                S::SERVICE_UNAVAILABLE,
-                false,
-                EffectOnData::None,
-                "The slot is frozen",
-            ),
-            Self::DeadlineExceeded => (
-                S::SERVICE_UNAVAILABLE,
-                true,
-                EffectOnData::None,
-                "Not done in time",
-            ),
-            Self::OutcomeUnknown => (
-                S::SERVICE_UNAVAILABLE,
-                true,
-                EffectOnData::Unknown,
-                "The outcome of the write is not known",
-            ),
+        let retryable = match self {
+            Self::Overloaded
+            | Self::NotLeader
+            | Self::NoLeader
+            | Self::LogUnavailable
+            | Self::StoreUnavailable
+            | Self::DeadlineExceeded
+            | Self::OutcomeUnknown => true,
+            Self::EmptyKey
+            | Self::BadEncoding
+            | Self::NotText
+            | Self::BadRequest
+            | Self::KeyTooLong
+            | Self::ValueTooLong
+            | Self::UnknownPath
+            | Self::MethodNotAllowed
+            | Self::SlotFrozen => false,
         };
+        let effect = if self == Self::OutcomeUnknown {
+            EffectOnData::Unknown
+        } else {
+            EffectOnData::None
+        };
+        let (status, title) = (self.status(), self.title());
         Meaning {
             status,
             retryable,
             effect,
             title,
+        }
+    }
+
+    fn status(self) -> StatusCode {
+        match self {
+            Self::EmptyKey | Self::BadEncoding | Self::NotText | Self::BadRequest => {
+                StatusCode::BAD_REQUEST
+            }
+            Self::KeyTooLong | Self::ValueTooLong => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::UnknownPath => StatusCode::NOT_FOUND,
+            Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
+            Self::Overloaded => StatusCode::TOO_MANY_REQUESTS,
+            Self::NotLeader
+            | Self::NoLeader
+            | Self::LogUnavailable
+            | Self::StoreUnavailable
+            | Self::SlotFrozen
+            | Self::DeadlineExceeded
+            | Self::OutcomeUnknown => StatusCode::SERVICE_UNAVAILABLE,
+        }
+    }
+
+    fn title(self) -> &'static str {
+        match self {
+            Self::EmptyKey => "The key is empty",
+            Self::BadEncoding => "Percent-encoding is broken",
+            Self::NotText => "Not UTF-8",
+            Self::BadRequest => "Malformed request",
+            Self::KeyTooLong => "The key is too long",
+            Self::ValueTooLong => "The value is too long",
+            Self::UnknownPath => "No such path",
+            Self::MethodNotAllowed => "Method not allowed",
+            Self::Overloaded => "A limit is reached",
+            Self::NotLeader => "Another node leads the slot",
+            Self::NoLeader => "The slot has no leader",
+            Self::LogUnavailable => "The log does not answer",
+            Self::StoreUnavailable => "PostgreSQL does not answer",
+            Self::SlotFrozen => "The slot is frozen",
+            Self::DeadlineExceeded => "Not done in time",
+            Self::OutcomeUnknown => "The outcome of the write is not known",
         }
     }
 
