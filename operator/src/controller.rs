@@ -28,12 +28,13 @@ mod events;
 mod memory;
 mod pass;
 
+pub use memory::Memory;
 pub use pass::Context;
 
 /// Passes at the same time, over different clusters.
 const CONCURRENCY: u16 = 8;
 /// To the next look at a cluster that is as wanted; events come at once, this is for Kafka and PostgreSQL.
-const CONVERGED_PAUSE: Duration = Duration::from_secs(60);
+const CONVERGED_PAUSE: Duration = Duration::from_mins(1);
 /// Up to this much is added, so that many clusters do not ask at once.
 const CONVERGED_JITTER_MS: u64 = 15_000;
 /// To the next look while something starts, stops or is out of reach: a trouble stands in the status within 15 s.
@@ -102,14 +103,16 @@ pub async fn run(
             api::<PodDisruptionBudget>(&client, namespace.as_deref()),
             ours.clone(),
         )
-        .watches(
-            api::<Pod>(&client, namespace.as_deref()),
-            ours,
-            cluster_of_pod,
-        )
+        .watches(api::<Pod>(&client, namespace.as_deref()), ours, |pod| {
+            cluster_of_pod(&pod)
+        })
         .with_config(loop_config)
         .graceful_shutdown_on(stop.cancelled_owned())
-        .run(reconcile, error_policy, context)
+        .run(
+            reconcile,
+            |guard, error, context| error_policy(&guard, error, &context),
+            context,
+        )
         .for_each(|outcome| {
             report(&outcome);
             futures::future::ready(())
@@ -128,7 +131,7 @@ where
     }
 }
 
-fn cluster_of_pod(pod: Pod) -> Option<ObjectRef<DeserializeGuard<KvCluster>>> {
+fn cluster_of_pod(pod: &Pod) -> Option<ObjectRef<DeserializeGuard<KvCluster>>> {
     let cluster = pod.labels().get(LABEL_CLUSTER)?;
     let namespace = pod.namespace()?;
     Some(ObjectRef::new(cluster).within(&namespace))
@@ -155,7 +158,7 @@ async fn reconcile(
 ) -> Result<Action, PassError> {
     let started = Instant::now();
     let done = match &guard.0 {
-        Ok(cluster) => pass::pass(&context, cluster).await,
+        Ok(cluster) => Box::pin(pass::pass(&context, cluster)).await,
         Err(error) => Err(PassError::Undecodable(error.error.clone())),
     };
     let outcome = done
@@ -177,9 +180,9 @@ fn jitter(name: &str) -> Duration {
 }
 
 fn error_policy(
-    guard: Arc<DeserializeGuard<KvCluster>>,
+    guard: &DeserializeGuard<KvCluster>,
     error: &PassError,
-    context: Arc<Context>,
+    context: &Context,
 ) -> Action {
     let cluster = guard.name_any();
     let namespace = guard.namespace().unwrap_or_default();

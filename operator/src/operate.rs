@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use crate::clients::kafka::KafkaClients;
-use crate::controller::{self, Context};
+use crate::controller::{self, Context, Memory};
 use crate::metrics::Metrics;
 use crate::observe::kubernetes::call;
 use crate::observe::nodes::StatusClient;
@@ -119,7 +119,7 @@ async fn work(
         nodes: StatusClient::default(),
         recorder: Recorder::new(client.clone(), reporter),
         metrics,
-        memory: Default::default(),
+        memory: Memory::default(),
         node_image: args.node_image,
     });
     let started = AtomicBool::new(false);

@@ -9,6 +9,7 @@
 //! replicas and no more, taken from the fullest nodes, first those slots whose walk meets the new node soonest. A table that
 //! is in order is answered unchanged.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use kvcluster_crds::{NodeId, SlotAssignment, SlotId};
@@ -322,8 +323,8 @@ fn chain_to_fewer(
                 .filter(|&(_, &leader)| leader == node)
             {
                 for &next in &voters[slot] {
-                    if !reached.contains_key(&next) {
-                        reached.insert(next, Some((slot, node)));
+                    if let Entry::Vacant(unseen) = reached.entry(next) {
+                        unseen.insert(Some((slot, node)));
                         queue.push_back(next);
                     }
                 }

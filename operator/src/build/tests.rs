@@ -1,6 +1,7 @@
 //! Every field of every object, as YAML. A change of a snapshot is a change of running clusters.
 
 use k8s_openapi::ByteString;
+use k8s_openapi::api::core::v1::ResourceRequirements;
 use kvcluster_crds::v1alpha1::{ReadMode, ServiceType};
 use kvcluster_crds::{LogId, NodeId};
 
@@ -77,14 +78,14 @@ fn what_the_spec_says_about_pods_is_passed_on() {
         spec.scheduling
             .node_selector
             .insert("disk".to_owned(), "fast".to_owned());
-        spec.resources = Some(Default::default());
+        spec.resources = Some(ResourceRequirements::default());
     });
     let set = statefulset::stateful_set(&special.target(), LOG_ID, NodeId(0), "image:1");
     let pod = set.spec.and_then(|spec| spec.template.spec).unwrap();
     assert_eq!(pod.node_selector.unwrap()["disk"], "fast");
     let container = &pod.containers[0];
     assert_eq!(container.image.as_deref(), Some("mine:2"));
-    assert_eq!(container.resources, Some(Default::default()));
+    assert_eq!(container.resources, Some(ResourceRequirements::default()));
     let environment = statefulset::environment(&special.target(), LOG_ID, NodeId(0));
     assert_eq!(environment["KVCLUSTER_READS"], "Log");
     assert_eq!(environment["KVCLUSTER_UNFLUSHED_BYTES_MAX"], "68719476736");

@@ -19,7 +19,7 @@ pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(4);
 /// One change of topics, until all brokers know of it.
 pub const CHANGE_TIMEOUT: Duration = Duration::from_secs(15);
 /// A client that nobody asked for this long is closed; longer than the time between two looks at a quiet cluster.
-const IDLE_MAX: Duration = Duration::from_secs(300);
+const IDLE_MAX: Duration = Duration::from_mins(5);
 /// Clients that are kept at most: each has a few threads and a connection per broker.
 const CLIENTS_MAX: usize = 64;
 

@@ -97,7 +97,7 @@ pub(super) async fn pass(context: &Context, cached: &KvCluster) -> Result<Outcom
     let remembered = context
         .memory
         .recall(&namespace, &name, &current.target.uid);
-    let world = look(context, &current.target, remembered).await;
+    let world = Box::pin(look(context, &current.target, remembered)).await;
     let plan = plan(&current.target, &world, &context.node_image);
     let Some(step) = plan.steps.first() else {
         write_status(context, &current, &plan, world.now).await?;
@@ -133,9 +133,7 @@ async fn step_once(
     }
     let started = Instant::now();
     let done = execute(context, current, step).await;
-    let outcome = done
-        .as_ref()
-        .map_or_else(|error| error.reason(), |()| "done");
+    let outcome = done.as_ref().map_or_else(ExecuteError::reason, |()| "done");
     context
         .metrics
         .step(step.kind(), outcome, started.elapsed());
@@ -178,7 +176,7 @@ async fn succeed(context: &Context, current: &Current, step: &Step) {
                 step.kind(),
                 &step.to_string(),
             )
-            .await
+            .await;
         }
     }
 }
@@ -211,7 +209,7 @@ async fn fail(
     };
     let is_news = world.failure.as_ref() != Some(&failure);
     note(context, current, |cluster| {
-        cluster.failure = Some(failure.clone())
+        cluster.failure = Some(failure.clone());
     });
     if is_news {
         let about = &current.reference;

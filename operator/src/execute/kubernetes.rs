@@ -24,9 +24,9 @@ use crate::secret_text::SecretText;
 /// Applies an object of the cluster.
 pub async fn apply(client: &Client, target: &Target, object: &Object) -> Result<(), ExecuteError> {
     match object {
-        Object::Service(service) => apply_object(client, target, service).await,
-        Object::Budget(budget) => apply_object(client, target, budget).await,
-        Object::StatefulSet(set) => apply_object(client, target, set).await,
+        Object::Service(service) => apply_object(client, target, service.as_ref()).await,
+        Object::Budget(budget) => apply_object(client, target, budget.as_ref()).await,
+        Object::StatefulSet(set) => apply_object(client, target, set.as_ref()).await,
     }
 }
 

@@ -256,13 +256,12 @@ fn fold(
             // Errors of connections, perhaps old ones: the client connects again by itself, within the deadline or not.
             Some(Err(KafkaError::MessageConsumption(code))) if is_of_connection(code) => {}
             Some(Err(error)) => return Err(error),
-            Some(Ok(_)) => {}
             None if left.is_zero() => {
                 return Err(KafkaError::MetadataFetch(
                     RDKafkaErrorCode::OperationTimedOut,
                 ));
             }
-            None => {}
+            Some(Ok(_)) | None => {}
         }
     }
 }
@@ -295,8 +294,12 @@ fn is_unused(
         ends.add_partition_offset(topic, partition, KafkaOffset::End)?;
     }
     let ends = reader.offsets_for_times(ends, REQUEST_TIMEOUT)?;
-    Ok(ends
-        .elements()
-        .iter()
-        .all(|end| end.offset() == KafkaOffset::Offset(0)))
+    for end in ends.elements() {
+        // A partition of a new topic may have no leader yet: that says nothing about its records.
+        end.error()?;
+        if end.offset() != KafkaOffset::Offset(0) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }

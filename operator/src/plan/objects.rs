@@ -30,11 +30,11 @@ pub const ANNOTATION_APPLIED: &str = "kvcluster.dev/applied";
 #[derive(Clone, Debug, PartialEq)]
 pub enum Object {
     /// The peers' or the clients' Service.
-    Service(Service),
+    Service(Box<Service>),
     /// The PodDisruptionBudget.
-    Budget(PodDisruptionBudget),
+    Budget(Box<PodDisruptionBudget>),
     /// A node.
-    StatefulSet(StatefulSet),
+    StatefulSet(Box<StatefulSet>),
 }
 
 impl fmt::Display for Object {
@@ -78,7 +78,7 @@ pub(super) fn stage(target: &Target, world: &World, nodes: &[NodeId], node_image
     }
 }
 
-fn apply<K>(mut wanted: K, live: Option<&K>, object: fn(K) -> Object) -> Option<Step>
+fn apply<K>(mut wanted: K, live: Option<&K>, object: fn(Box<K>) -> Object) -> Option<Step>
 where
     K: Serialize + kube::Resource,
 {
@@ -86,7 +86,7 @@ where
     let applied = live.and_then(|live| live.annotations().get(ANNOTATION_APPLIED));
     let same =
         applied == Some(&hash) && live.is_some_and(|live| is_part(&json(&wanted), &json(live)));
-    (!same).then(|| Step::Apply(Box::new(object(wanted))))
+    (!same).then(|| Step::Apply(object(Box::new(wanted))))
 }
 
 /// Puts the hash of the object onto it.

@@ -53,7 +53,7 @@ pub enum Step {
     /// Publish an assignment.
     Publish(Box<Assignment>),
     /// Apply a Kubernetes object.
-    Apply(Box<Object>),
+    Apply(Object),
     /// Delete a node's pod, so that it starts anew from the current template.
     RestartPod {
         /// The node.

@@ -48,7 +48,7 @@ const BUDGET: &str = "/apis/policy/v1/namespaces/shop/poddisruptionbudgets/demo"
 async fn an_object_of_another_owner_is_left_alone() {
     let (client, mut server) = fake();
     let target = cluster().target();
-    let object = Object::Budget(build::pdb::budget(&target));
+    let object = Object::Budget(Box::new(build::pdb::budget(&target)));
     let mut live = build::pdb::budget(&target);
     live.metadata.owner_references.as_mut().expect("an owner")[0].uid = "u0".to_owned();
     let live = serde_json::to_value(&live).expect("an object");
@@ -68,7 +68,7 @@ async fn a_missing_object_is_applied_by_one_field_manager() {
     let target = cluster().target();
     let budget = build::pdb::budget(&target);
     let made = serde_json::to_value(&budget).expect("an object");
-    let object = Object::Budget(budget);
+    let object = Object::Budget(Box::new(budget));
     let play = async {
         answer(&mut server, ("GET", BUDGET), 404, &failure(404, "NotFound")).await;
         answer(&mut server, ("PATCH", BUDGET), 200, &made).await

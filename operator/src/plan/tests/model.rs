@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use jiff::SignedDuration;
-use k8s_openapi::api::apps::v1::StatefulSetStatus;
+use k8s_openapi::api::apps::v1::{StatefulSet, StatefulSetStatus};
+use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::ResourceExt;
 use kvcluster_crds::{
@@ -288,15 +290,15 @@ impl Model {
             Object::Service(service) => {
                 self.objects()
                     .services
-                    .insert(service.name_any(), service.clone());
+                    .insert(service.name_any(), Service::clone(service));
             }
             Object::Budget(budget) => {
                 self.objects()
                     .budgets
-                    .insert(budget.name_any(), budget.clone());
+                    .insert(budget.name_any(), PodDisruptionBudget::clone(budget));
             }
             Object::StatefulSet(set) => {
-                let mut set = set.clone();
+                let mut set = StatefulSet::clone(set);
                 let created = now() - SignedDuration::from_mins(5);
                 set.metadata.uid = Some(format!("uid of {}", set.name_any()));
                 set.metadata.creation_timestamp = Some(Time(created));

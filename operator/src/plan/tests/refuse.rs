@@ -42,7 +42,7 @@ fn kafka_that_is_away() {
     let mut model = Model::new(cluster());
     let up = std::mem::replace(&mut model.world.kafka, Err(kafka_down()));
     refused(model, condition::KAFKA_READY, "KafkaUnreachable", |model| {
-        model.world.kafka = up
+        model.world.kafka = up;
     });
 }
 
@@ -121,7 +121,7 @@ fn fewer_brokers_than_replicas() {
     let mut model = Model::new(cluster());
     model.kafka().brokers = 2;
     refused(model, condition::KAFKA_READY, "TooFewBrokers", |model| {
-        model.kafka().brokers = 3
+        model.kafka().brokers = 3;
     });
 }
 

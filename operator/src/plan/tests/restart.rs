@@ -66,7 +66,7 @@ fn nobody_is_restarted_while_something_is_wrong() {
                 .pods
                 .get_mut(&NodeId(1))
                 .unwrap()
-                .terminating = true
+                .terminating = true;
         },
     ];
     for (number, wrong) in wrongs.into_iter().enumerate() {
