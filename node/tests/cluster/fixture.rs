@@ -241,20 +241,16 @@ impl Cluster {
         child.wait().expect("gone");
     }
 
-    /// SIGTERM; the exit code.
-    pub(crate) fn terminate(&self, node: usize) -> Option<i32> {
-        let mut child = self.nodes[node]
-            .process
-            .lock()
-            .expect("no panic")
-            .take()
-            .expect("runs");
+    /// SIGTERM; whether the process ended well.
+    pub(crate) fn terminate(&self, node: usize) -> bool {
+        let process = self.nodes[node].process.lock().expect("no panic").take();
+        let mut child = process.expect("runs");
         let sent = Command::new("kill")
             .arg("-TERM")
             .arg(child.id().to_string())
             .status();
         assert!(sent.expect("kill runs").success());
-        child.wait().expect("ended").code()
+        child.wait().expect("ended").success()
     }
 
     pub(crate) fn wait_until(&self, patience: Duration, fits: impl Fn() -> bool) -> Duration {
@@ -322,15 +318,13 @@ impl Cluster {
     }
 
     pub(crate) fn status(&self, node: usize) -> Option<NodeStatus> {
-        let answer = self
-            .request(self.nodes[node].admin, "GET", "/status")
-            .ok()?;
+        let answer = request(self.nodes[node].admin, "GET", "/status").ok()?;
         serde_json::from_slice(&answer.body).ok()
     }
 
     pub(crate) fn put(&self, node: usize, key: &str, value: &str) -> Outcome {
         let path = format!("/key/{key}?value={value}");
-        match self.request(self.nodes[node].rest, "PUT", &path) {
+        match request(self.nodes[node].rest, "PUT", &path) {
             Ok(Answer { status: 200, .. }) => Outcome::Done,
             Ok(answer) => {
                 let body = String::from_utf8_lossy(&answer.body);
@@ -350,7 +344,7 @@ impl Cluster {
     }
 
     pub(crate) fn scan(&self, node: usize) -> BTreeMap<String, String> {
-        let answer = self.request(self.nodes[node].rest, "GET", "/scan");
+        let answer = request(self.nodes[node].rest, "GET", "/scan");
         let answer = answer.unwrap_or_else(|_| panic!("node {node} answers a scan"));
         assert_eq!(answer.status, 200);
         serde_json::from_slice(&answer.body).expect("an object of texts")
@@ -388,20 +382,6 @@ impl Cluster {
             }
         });
     }
-
-    fn request(&self, port: u16, method: &str, path: &str) -> Result<Answer, Failed> {
-        let mut stream =
-            TcpStream::connect(("127.0.0.1", port)).map_err(|_| Failed::NotConnected)?;
-        stream
-            .set_read_timeout(Some(HTTP_TIMEOUT))
-            .expect("a timeout");
-        let head =
-            format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
-        stream
-            .write_all(head.as_bytes())
-            .map_err(|_| Failed::Broken)?;
-        read_answer(stream).map_err(|_| Failed::Broken)
-    }
 }
 
 impl Drop for Cluster {
@@ -420,6 +400,18 @@ impl Drop for Cluster {
 enum Failed {
     NotConnected,
     Broken,
+}
+
+fn request(port: u16, method: &str, path: &str) -> Result<Answer, Failed> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).map_err(|_| Failed::NotConnected)?;
+    stream
+        .set_read_timeout(Some(HTTP_TIMEOUT))
+        .map_err(|_| Failed::NotConnected)?;
+    let head = format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+    stream
+        .write_all(head.as_bytes())
+        .map_err(|_| Failed::Broken)?;
+    read_answer(stream).map_err(|_| Failed::Broken)
 }
 
 fn read_answer(stream: TcpStream) -> std::io::Result<Answer> {

@@ -162,9 +162,9 @@ fn a_stop_gives_leaderships_away_and_loses_nothing() {
         cluster.put_surely(number % 3, &format!("k{number}"), "before");
     }
     let begun = Instant::now();
-    let code = cluster.terminate(2);
-    println!("node 2 ended with {code:?} after {:?}", begun.elapsed());
-    assert_eq!(code, Some(0));
+    let well = cluster.terminate(2);
+    println!("node 2 ended after {:?}", begun.elapsed());
+    assert!(well, "a stop that was asked for ends well");
     let led = cluster.wait_until_led_without(2, PATIENCE);
     assert!(led < Duration::from_millis(500), "{led:?} after a stop");
     for number in 0..200 {

@@ -20,7 +20,7 @@ use std::ops::AddAssign;
 use world::World;
 
 /// Seeds of one test run. Each is about ten seconds of simulated time.
-const SEEDS: u64 = 3_000;
+const SEEDS: u64 = 2_000;
 const THREADS: u64 = 2;
 
 /// What happened in a run: a simulation in which nothing happens proves nothing.

@@ -51,7 +51,6 @@ pub(crate) enum Kind {
         answer: Option<Result<Offset, SlotError>>,
     },
     Read {
-        process: usize,
         version: Option<i64>,
         by_lease: bool,
         refused: bool,
@@ -484,7 +483,6 @@ impl World {
             Kind::Write { answer: None }
         } else {
             Kind::Read {
-                process,
                 version: None,
                 by_lease: false,
                 refused: false,
