@@ -3,14 +3,20 @@
 //! ```text
 //! <cache>/<name>-<key>/   what was built; the key is a version or a hash of the inputs; whole or absent
 //! <cache>/docker/         data of an engine that the lab runs itself
+//! <cache>/locks/          what a command is at work on
 //! <cache>/logs/           one log per step
 //! <cache>/run/            what runs now; `down` removes it
 //! ```
 
-use std::fs;
+use std::fs::{self, TryLockError};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+
+/// The lock on the plain processes.
+pub const LOCAL: &str = "local";
+/// The lock on the cluster and its engine.
+pub const KIND: &str = "kind-cluster";
 
 /// Every path that the lab uses.
 #[derive(Debug, Clone)]
@@ -80,6 +86,7 @@ impl Layout {
         key: &str,
         make: impl FnOnce(&Path) -> Result<()>,
     ) -> Result<PathBuf> {
+        let _lock = self.lock(name)?;
         let done = self.artifact(name, key);
         if done.is_dir() {
             return Ok(done);
@@ -94,12 +101,20 @@ impl Layout {
         Ok(done)
     }
 
-    /// Holds the lab's lock while the value lives: two commands never change what runs at once.
-    pub fn lock(&self) -> Result<fs::File> {
-        fs::create_dir_all(&self.root)
-            .with_context(|| format!("cannot create {}", self.root.display()))?;
-        let file = fs::File::create(self.root.join("lock"))?;
-        file.lock().context("cannot lock the lab's cache")?;
+    /// Holds the lock on something while the value lives: two commands never change the same at once.
+    pub fn lock(&self, what: &str) -> Result<fs::File> {
+        let folder = self.root.join("locks");
+        fs::create_dir_all(&folder)
+            .with_context(|| format!("cannot create {}", folder.display()))?;
+        let file = fs::File::create(folder.join(what))?;
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::WouldBlock) => {
+                eprintln!("another `cargo lab` command is at work on {what}: waiting for its end");
+            }
+            Err(TryLockError::Error(error)) => return Err(error).context("cannot lock the cache"),
+        }
+        file.lock().context("cannot lock the cache")?;
         Ok(file)
     }
 }

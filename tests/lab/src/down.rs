@@ -13,7 +13,6 @@ use crate::status::Mode;
 
 /// Stops and removes everything that runs, or only one of the two.
 pub fn run(layout: &Layout, progress: &Progress, only: Option<Mode>) -> Result<()> {
-    let _lock = layout.lock()?;
     match only {
         Some(Mode::Local) => local::stop(layout, progress),
         Some(Mode::Kind) => kind(layout, progress),
@@ -26,8 +25,9 @@ pub fn run(layout: &Layout, progress: &Progress, only: Option<Mode>) -> Result<(
     }
 }
 
-/// Removes the cluster, and the engine if it is the lab's own. The caller holds the lock.
+/// Removes the cluster, and the engine if it is the lab's own.
 pub fn kind(layout: &Layout, progress: &Progress) -> Result<()> {
+    let _lock = layout.lock(cache::KIND)?;
     if daemon::is_started() && !daemon::answers() {
         // Only an engine can remove the containers of one that died.
         progress.step("start the container engine once more", |_| {

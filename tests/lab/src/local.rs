@@ -22,13 +22,17 @@ use crate::smoke;
 
 /// Brings up what `options` ask for and leaves alone what runs already.
 pub fn up(layout: &Layout, progress: &Progress, options: &LocalOptions) -> Result<()> {
-    let _lock = layout.lock()?;
+    // Before the lock: compiling may take minutes, and meanwhile others may kill and start parts.
+    let programs = if options.only_services {
+        PathBuf::new()
+    } else {
+        own::programs(layout, progress)?
+    };
+    let _lock = layout.lock(cache::LOCAL)?;
     let mut lab = Lab::load(layout)?;
     check_size(&lab, "kafka-", "Kafka brokers", options.brokers)?;
-    let mut programs = PathBuf::new();
     if !options.only_services {
         check_size(&lab, "node-", "nodes", options.nodes)?;
-        programs = own::programs(layout, progress)?;
     }
     services(layout, progress, &mut lab, options.brokers)?;
     if !options.only_services {
@@ -151,7 +155,7 @@ fn summary(progress: &Progress, lab: &Lab, brokers: u16) {
 
 /// Starts a part that was killed, as it was started before.
 pub fn start_part(layout: &Layout, progress: &Progress, name: &str) -> Result<()> {
-    let _lock = layout.lock()?;
+    let _lock = layout.lock(cache::LOCAL)?;
     let mut lab = Lab::load(layout)?;
     let part = lab.part_mut(name)?;
     if part.is_running() {
@@ -163,12 +167,13 @@ pub fn start_part(layout: &Layout, progress: &Progress, name: &str) -> Result<()
 
 /// Sends a signal to a part; after `KILL` it returns when the process is gone.
 pub fn kill_part(layout: &Layout, name: &str, signal: &str) -> Result<()> {
-    let _lock = layout.lock()?;
+    let _lock = layout.lock(cache::LOCAL)?;
     Lab::load(layout)?.part_mut(name)?.signal(signal)
 }
 
-/// Stops every part and removes its data. The caller holds the lock.
+/// Stops every part and removes its data.
 pub fn stop(layout: &Layout, progress: &Progress) -> Result<()> {
+    let _lock = layout.lock(cache::LOCAL)?;
     let lab = Lab::load(layout)?;
     if !lab.parts.is_empty() {
         progress.step("stop the local processes", |step| {

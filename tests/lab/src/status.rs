@@ -161,14 +161,10 @@ fn stopped(lab: &Lab) -> String {
         .iter()
         .filter(|part| !part.name.starts_with("node-"));
     let stopped = services.filter(|part| !part.is_running());
-    stopped
-        .map(|part| {
-            format!(
-                "{0} does not run: `cargo lab start {0}` starts it\n",
-                part.name
-            )
-        })
-        .collect()
+    let lines = stopped.map(|Part { name, .. }| {
+        format!("{name} does not run: `cargo lab start {name}` starts it\n")
+    });
+    lines.collect::<Vec<_>>().concat()
 }
 
 fn text(status: &Status) -> String {

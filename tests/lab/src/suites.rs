@@ -123,7 +123,6 @@ impl Runner<'_> {
                 self.brought.push(need);
                 continue;
             }
-            let _lock = self.layout.lock()?;
             match need {
                 Need::Kind => down::kind(self.layout, self.progress)?,
                 _ => local::stop(self.layout, self.progress)?,

@@ -6,7 +6,7 @@ use anyhow::{Result, bail};
 
 use crate::build::go::{HELM, KIND, KUBERNETES};
 use crate::build::{kafka, node_image, own, service_images};
-use crate::cache::Layout;
+use crate::cache::{self, Layout};
 use crate::cluster::{self, Cluster};
 use crate::deploy::{self, Deploy};
 use crate::engine::Engine;
@@ -21,7 +21,7 @@ const NEEDED_WARM_BYTES: u64 = 4 << 30;
 
 /// Brings everything up and prints the next steps.
 pub fn run(layout: &Layout, progress: &Progress) -> Result<()> {
-    let _lock = layout.lock()?;
+    let _lock = layout.lock(cache::KIND)?;
     check_machine(layout)?;
     let engine = Engine::ensure(layout, progress)?;
     // What was built once is used again, without asking the network.
