@@ -13,6 +13,7 @@ use rdkafka::client::DefaultClientContext;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::consumer::{BaseConsumer, ConsumerContext};
 use rdkafka::error::KafkaError;
+use rdkafka::types::RDKafkaErrorCode;
 
 /// One metadata or offset request. Short, so that a wrong address stands in the status within seconds.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(4);
@@ -88,7 +89,11 @@ pub struct Notes {
 }
 
 impl ClientContext for Notes {
-    fn error(&self, _: KafkaError, reason: &str) {
+    fn error(&self, error: KafkaError, reason: &str) {
+        // That all brokers are down is told after the reason why each of them is.
+        if error.rdkafka_error_code() == Some(RDKafkaErrorCode::AllBrokersDown) {
+            return;
+        }
         *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason.to_owned());
     }
 }
@@ -229,7 +234,7 @@ pub fn admin_options() -> AdminOptions {
 impl KafkaClient {
     /// What an error of an admin call means.
     pub fn trouble(&self, action: &'static str, error: &KafkaError) -> KafkaTrouble {
-        use rdkafka::types::RDKafkaErrorCode as Code;
+        use RDKafkaErrorCode as Code;
         let bootstrap = self.bootstrap.clone();
         match error.rdkafka_error_code() {
             Some(
