@@ -78,11 +78,16 @@ fn collect(folder: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
             if !(path.ends_with("tests") && folder.join("src").is_dir()) {
                 collect(&path, files)?;
             }
-        } else if path.extension().is_some_and(|extension| extension == "rs") {
+        } else if is_measured(&path) {
             files.push(path);
         }
     }
     Ok(())
+}
+
+/// Rust, and not a module of tests in a file of its own.
+fn is_measured(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension == "rs") && !path.ends_with("tests.rs")
 }
 
 #[cfg(test)]
@@ -108,6 +113,8 @@ mod tests {
 
     #[test]
     fn tests_do_not_count() {
+        assert!(is_measured(Path::new("a/slot.rs")) && is_measured(Path::new("a/more_tests.rs")));
+        assert!(!is_measured(Path::new("a/slot/tests.rs")) && !is_measured(Path::new("a/b.toml")));
         let text = "fn a() {}\n\n#[cfg(test)]\nmod tests {\n    use super::*;\n}\n";
         assert_eq!(lines_without_tests(text), 2);
         assert_eq!(lines_without_tests("a\nb\n"), 2);
