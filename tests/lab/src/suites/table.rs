@@ -70,7 +70,12 @@ const SUITES: [Suite; 7] = [
         Work::Commands(&[&["cargo", "fmt", "--all", "--check"]]),
     ),
     suite("structure", Need::Nothing, 5, Work::Structure),
-    suite("lint", Need::Nothing, 600, Work::Commands(&[LINT, LINT_SUITES])),
+    suite(
+        "lint",
+        Need::Nothing,
+        600,
+        Work::Commands(&[LINT, LINT_SUITES]),
+    ),
     suite("unit", Need::Services, 900, Work::Commands(&[UNIT])),
     suite("charts", Need::Nothing, 300, Work::Commands(CHARTS)),
     suite("local", Need::Local, 600, Work::Commands(&[LOCAL])),
@@ -105,13 +110,7 @@ const LINT_SUITES: &[&str] = &[
     "-D",
     "warnings",
 ];
-const UNIT: &[&str] = &[
-    "cargo",
-    "test",
-    "--workspace",
-    "--locked",
-    "--no-fail-fast",
-];
+const UNIT: &[&str] = &["cargo", "test", "--workspace", "--locked", "--no-fail-fast"];
 const CHARTS: &[&[&str]] = &[
     &[HELM, "lint", "--strict", "charts/kvcluster"],
     &[HELM, "lint", "--strict", "charts/kvcluster-dev"],
