@@ -2,7 +2,7 @@
 //! they took effect. The runtime implements [`Slots`]; the API's tests have a fake.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use futures::future::BoxFuture;
 use kvcluster_crds::{NodeId, NodeStatus, Offset, SlotId};
@@ -86,13 +86,32 @@ impl LeaseClock {
     }
 }
 
-/// Leave to answer a linearizable read, to be confirmed *after* the state was read.
+/// Whether a leader's epoch goes on, as far as the log is applied here. The state machine ends it *before* a record of the
+/// next epoch is applied.
+#[derive(Debug, Default)]
+pub struct Tenure(AtomicBool);
+
+impl Tenure {
+    /// Another epoch has begun.
+    pub fn end(&self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether another epoch has begun.
+    pub fn has_ended(&self) -> bool {
+        self.0.load(Ordering::SeqCst)
+    }
+}
+
+/// Leave to answer a linearizable read, to be confirmed *after* the state was read. A permit that is not confirmed proves
+/// nothing: the replica may follow another leader by then, and its state may hold what that leader does not yet know to be
+/// in the log and still answers without.
 #[derive(Clone, Debug)]
 pub enum ReadPermit {
     /// By lease: confirmed iff the lease still holds.
     Lease(Arc<LeaseClock>),
-    /// By a record that was sent after the read arrived and is known valid: needs no confirmation.
-    Record,
+    /// By a record that was sent after the read arrived and is known valid: confirmed iff the epoch of that record goes on.
+    Record(Arc<Tenure>),
 }
 
 impl ReadPermit {
@@ -100,7 +119,7 @@ impl ReadPermit {
     pub fn confirm(&self, now_ns: u64) -> bool {
         match self {
             Self::Lease(lease) => lease.holds(now_ns),
-            Self::Record => true,
+            Self::Record(tenure) => !tenure.has_ended(),
         }
     }
 }

@@ -18,7 +18,7 @@ use super::lease::{MS, lease_end, renew_from};
 use super::{Output, RequestId, Settings, Token};
 use crate::effect::Effect;
 use crate::log::codec::{Body, Entry, RECORD_BYTES_MAX, Record, checksum};
-use crate::service::{LeaseClock, ReadPermit, SlotError};
+use crate::service::{LeaseClock, ReadPermit, SlotError, Tenure};
 
 /// Most records of a batch: enough for every connection of a busy node to have one.
 pub const BATCH_RECORDS_MAX: usize = 1_024;
@@ -47,6 +47,7 @@ pub(super) struct Leading {
     lease_ms: u32,
     duty: Duty,
     clock: Arc<LeaseClock>,
+    tenure: Arc<Tenure>,
     lease_end_ns: u64,
     next_seq: u64,
     in_flight: VecDeque<InFlight>,
@@ -109,6 +110,7 @@ impl Leading {
             lease_ms: settings.lease_ms,
             duty: Duty::Serves,
             clock,
+            tenure: Arc::default(),
             lease_end_ns,
             next_seq: 1,
             in_flight: VecDeque::new(),
@@ -329,7 +331,7 @@ impl Leading {
         for ReadRequest { id, .. } in sent.reads {
             out.push(Output::ReadAnswer {
                 id,
-                answer: Ok(ReadPermit::Record),
+                answer: Ok(ReadPermit::Record(Arc::clone(&self.tenure))),
             });
         }
         if self.serves() {
@@ -372,6 +374,7 @@ impl Leading {
 
     /// Another epoch began before what is in flight: none of it will ever count.
     pub(super) fn lost(mut self, out: &mut Vec<Output>) {
+        self.tenure.end();
         self.step_down(out);
         let slot = self.slot;
         for sent in self.in_flight {

@@ -306,7 +306,13 @@ impl World {
                 Output::ReadAnswer { id, answer } => {
                     if let Ok(permit) = answer {
                         let operation = id as usize;
-                        let wait = self.some_time(true);
+                        let lingers =
+                            matches!(permit, ReadPermit::Record(_)) && self.random.chance(150);
+                        let wait = if lingers {
+                            self.random.within(0, 1_500 * MS)
+                        } else {
+                            self.some_time(true)
+                        };
                         self.at(
                             wait,
                             Event::Look {

@@ -136,7 +136,7 @@ impl Slots for FakeSlots {
                 .lock()
                 .expect("no test panics with it")
                 .pop_front();
-            next.unwrap_or(Ok(ReadPermit::Record))
+            next.unwrap_or(Ok(ReadPermit::Record(Arc::default())))
         } else {
             Err(SlotError::NotLeader { slot })
         };
