@@ -31,9 +31,18 @@ const USER: &str = "65532:65532";
 pub fn programs(layout: &Layout, progress: &Progress) -> Result<PathBuf> {
     require(&[Tool::Cargo])?;
     progress.step("build operator and node", |_| {
-        // The whole workspace, as every suite does it: a choice of packages would choose other features of what they share,
-        // and compile the heavy crates once more.
-        let words = ["cargo", "build", "--locked", "--workspace", "--bins"];
+        // The whole workspace, and one small test with the programs, as every suite does it: a choice of packages, or
+        // programs without tests, would choose other features of what they share (tokio's `test-util`, for one), and
+        // compile the heavy crates once more.
+        let words = [
+            "cargo",
+            "build",
+            "--locked",
+            "--workspace",
+            "--bins",
+            "--test",
+            "charts",
+        ];
         let mut command = shell::command(&words);
         shell::run_logged(command.current_dir(layout.source("")), &layout.log("cargo"))
             .context("operator and node do not build")
