@@ -32,6 +32,16 @@ const ENDS_PAUSE: Duration = Duration::from_millis(500);
 /// A log that ends too early is looked at so often before the slot freezes: a broker that starts may name an older end.
 const ENDS_LOOKS: u32 = 10;
 
+/// Time between two looks at the ends of quiet partitions, one partition at a time.
+const QUIET_LOOK_PAUSE: Duration = Duration::from_millis(50);
+/// A partition that gave nothing for so long is looked at.
+const QUIET_AFTER: Duration = Duration::from_secs(2);
+/// Longest wait for an answer about a quiet partition; the others are not read meanwhile.
+const QUIET_LOOK_TIMEOUT: Duration = Duration::from_millis(500);
+/// A partition that has records and gives none for so long is begun anew. librdkafka 2.12 was seen to read one partition of
+/// several no more after its broker was killed and came back, without an error.
+const STALLED_AFTER: Duration = Duration::from_secs(1);
+
 /// The handle of the thread.
 pub(super) struct Consumer {
     commands: commands::Sender<Follow>,
@@ -65,6 +75,8 @@ impl Consumer {
             waiting: Vec::new(),
             followed: BTreeMap::new(),
             paused: false,
+            looked: -1,
+            look_at: Instant::now(),
         };
         let alive = config.alive;
         std::thread::Builder::new()
@@ -134,6 +146,9 @@ struct Reading {
     waiting: Vec<Waiting>,
     followed: BTreeMap<i32, Followed>,
     paused: bool,
+    /// The quiet partition that was looked at last, and when the next one is.
+    looked: i32,
+    look_at: Instant,
 }
 
 /// A slot whose partition was not looked at yet.
@@ -147,6 +162,41 @@ struct Followed {
     /// Offset of the next record to read.
     place: i64,
     records: mpsc::Sender<Input>,
+    /// When it gave something, or was begun anew.
+    heard: Instant,
+    /// Since when it is known to have records that it does not give.
+    behind_since: Option<Instant>,
+    /// Its end when it was begun anew: if nothing comes before the next end, there are no records up to there.
+    end_at_anew: Option<i64>,
+}
+
+impl Followed {
+    fn new(place: i64, records: mpsc::Sender<Input>) -> Self {
+        Self {
+            place,
+            records,
+            heard: Instant::now(),
+            behind_since: None,
+            end_at_anew: None,
+        }
+    }
+
+    fn gave(&mut self, place: i64) {
+        self.place = self.place.max(place);
+        self.heard = Instant::now();
+        self.behind_since = None;
+        self.end_at_anew = None;
+    }
+
+    /// Whether a partition that ends at `end`, and gave nothing for a while, is to be begun anew.
+    fn has_stalled(&mut self, end: i64, now: Instant) -> bool {
+        if end <= self.place {
+            self.behind_since = None;
+            return false;
+        }
+        let since = *self.behind_since.get_or_insert(now);
+        now.duration_since(since) >= STALLED_AFTER
+    }
 }
 
 impl Reading {
@@ -169,6 +219,7 @@ impl Reading {
             self.begin_waiting();
             self.mind_memory();
             self.tell_ends();
+            self.look_at_quiet();
             match self.client.poll(POLL) {
                 None => {}
                 Some(Ok(message)) => {
@@ -177,7 +228,7 @@ impl Reading {
                         .map_or_else(Bytes::new, Bytes::copy_from_slice);
                     let (partition, offset) = (message.partition(), message.offset());
                     if let Some(followed) = self.followed.get_mut(&partition) {
-                        followed.place = offset + 1;
+                        followed.gave(offset + 1);
                         let input = Input::Record {
                             offset: Offset(offset),
                             bytes,
@@ -186,7 +237,8 @@ impl Reading {
                     }
                 }
                 Some(Err(KafkaError::PartitionEOF(partition))) => {
-                    if let Some(followed) = self.followed.get(&partition) {
+                    if let Some(followed) = self.followed.get_mut(&partition) {
+                        followed.gave(followed.end_at_anew.unwrap_or_default());
                         let _ = followed.records.blocking_send(Input::CaughtUp);
                     }
                 }
@@ -252,10 +304,7 @@ impl Reading {
         let partition = follow.slot.partition();
         self.client
             .incremental_assign(&self.places([(partition, follow.from.0)])?)?;
-        let followed = Followed {
-            place: follow.from.0,
-            records: follow.records.clone(),
-        };
+        let followed = Followed::new(follow.from.0, follow.records.clone());
         self.followed.insert(partition, followed);
         self.paused = false;
         Ok(())
@@ -311,6 +360,51 @@ impl Reading {
             if let Some(followed) = self.followed.get(&partition) {
                 let _ = followed.records.try_send(Input::End(Offset(end)));
             }
+        }
+    }
+
+    /// Looks at the end of the next partition, if it is quiet, and begins it anew if it does not give what it has.
+    fn look_at_quiet(&mut self) {
+        let now = Instant::now();
+        if now < self.look_at || self.paused {
+            return;
+        }
+        self.look_at = now + QUIET_LOOK_PAUSE;
+        let next = self.followed.range(self.looked + 1..).next();
+        let Some((&partition, followed)) = next.or_else(|| self.followed.iter().next()) else {
+            return;
+        };
+        self.looked = partition;
+        if now.duration_since(followed.heard) < QUIET_AFTER {
+            return;
+        }
+        let ends = self
+            .client
+            .fetch_watermarks(&self.topic, partition, QUIET_LOOK_TIMEOUT);
+        let Ok((_, end)) = ends else {
+            self.look_at = Instant::now() + ENDS_PAUSE;
+            return;
+        };
+        let Some(followed) = self.followed.get_mut(&partition) else {
+            return;
+        };
+        let _ = followed.records.try_send(Input::End(Offset(end)));
+        if !followed.has_stalled(end, now) {
+            return;
+        }
+        let place = followed.place;
+        *followed = Followed::new(place, followed.records.clone());
+        followed.end_at_anew = Some(end);
+        warn!(
+            partition,
+            place, end, "a partition gives nothing, and is begun anew"
+        );
+        let anew = self.places([(partition, place)]).and_then(|places| {
+            self.client.incremental_unassign(&places)?;
+            self.client.incremental_assign(&places)
+        });
+        if let Err(error) = anew {
+            warn!(partition, %error, "failed to begin a partition anew");
         }
     }
 
@@ -387,6 +481,29 @@ impl Look {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_partition_that_does_not_give_what_it_has_is_begun_anew() {
+        let (records, _receiver) = mpsc::channel(1);
+        let mut followed = Followed::new(5, records);
+        let now = Instant::now();
+        let later = now + STALLED_AFTER;
+        assert!(
+            !followed.has_stalled(5, now) && !followed.has_stalled(5, later),
+            "at its end"
+        );
+        assert!(
+            !followed.has_stalled(6, now),
+            "the record may be on its way"
+        );
+        assert!(followed.has_stalled(6, later));
+        followed.gave(6);
+        assert!(!followed.has_stalled(7, later), "it gave something since");
+        // A marker without a record: the end comes, and nothing before it.
+        followed.end_at_anew = Some(8);
+        followed.gave(followed.end_at_anew.unwrap_or_default());
+        assert!(!followed.has_stalled(8, later) && followed.behind_since.is_none());
+    }
 
     #[test]
     fn places_that_the_log_does_not_hold_are_seen() {
