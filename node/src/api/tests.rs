@@ -64,6 +64,27 @@ impl Node {
         send(&self.routers.rest, method, target, Body::empty()).await
     }
 
+    /// Begins `GET /scan`; its body is still to be read.
+    async fn begin_scan(&self) -> Response {
+        let request = Request::get("/scan")
+            .body(Body::empty())
+            .expect("a request");
+        let router = self.routers.rest.clone();
+        router.oneshot(request).await.expect("infallible")
+    }
+
+    /// A scan that cannot finish is refused, or broken off; never closed as if it were whole.
+    async fn expect_scan_broken_off(&self) {
+        let response = self.begin_scan().await;
+        if response.status() == StatusCode::OK {
+            to_bytes(response.into_body(), usize::MAX)
+                .await
+                .expect_err("no whole body");
+        } else {
+            assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+        }
+    }
+
     /// Serves the REST port; answers `host:port`. Until the end of the test.
     async fn listen(&self) -> String {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");

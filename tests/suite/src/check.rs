@@ -6,13 +6,14 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use kvcluster_crds::NodeId;
 use ring::digest::{Context as Digest, SHA256, digest};
 use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, Visitor};
 
-use crate::http;
+use crate::lab::{Lab, SCHEMA_PREFIX};
 use crate::load::{Outcome, Report};
-use crate::processes;
+use crate::{http, poll, processes};
 
 /// Longest run of one query: the hash over a schema of 35,000 rows takes less than a second.
 const QUERY_LIMIT: Duration = Duration::from_mins(1);
@@ -20,6 +21,8 @@ const QUERY_LIMIT: Duration = Duration::from_mins(1);
 const DECODE_LIMIT: Duration = Duration::from_mins(2);
 /// Connections that delete what an earlier test left: enough to fill the slots' batches.
 const DELETING_CONNECTIONS: usize = 32;
+/// Longest time until all that is acknowledged is in PostgreSQL.
+pub const FLUSH_LIMIT: Duration = Duration::from_mins(1);
 /// Differences that a failure shows.
 const DIFFERENCES_SHOWN: usize = 5;
 
@@ -192,6 +195,19 @@ pub fn summary_of_schema(postgres: &str, schema: &str) -> Result<Summary> {
         count: count.parse()?,
         hash: hash.to_owned(),
     })
+}
+
+/// The schema of every node comes to hold exactly `expected`.
+pub fn expect_schemas(lab: &Lab, expected: &Rows) -> Result<()> {
+    let summary = summary_of(expected);
+    for node in &lab.nodes {
+        let schema = lab.names().schema(SCHEMA_PREFIX, NodeId(node.id));
+        let what = format!("the rows of {schema}");
+        poll::until_equal(FLUSH_LIMIT, &what, &summary, || {
+            summary_of_schema(lab.postgres()?, &schema)
+        })?;
+    }
+    Ok(())
 }
 
 /// Runs one statement by `psql`; rows are lines, columns are parted by `|`.

@@ -278,23 +278,7 @@ async fn a_scan_that_cannot_finish_is_broken_off() {
         node.send("PUT", &format!("/key/k{number}?value=v")).await;
     }
     node.slots.store.breaks_scans.store(true, Ordering::Relaxed);
-    let request = Request::get("/scan")
-        .body(Body::empty())
-        .expect("a request");
-    let response = node
-        .routers
-        .rest
-        .clone()
-        .oneshot(request)
-        .await
-        .expect("infallible");
-    if response.status() == StatusCode::OK {
-        to_bytes(response.into_body(), usize::MAX)
-            .await
-            .expect_err("no whole body");
-    } else {
-        assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
-    }
+    node.expect_scan_broken_off().await;
     node.slots
         .store
         .breaks_scans
@@ -307,46 +291,23 @@ async fn a_scan_that_cannot_finish_is_broken_off() {
             value: b"\xff".as_slice().into(),
         }],
     );
-    let answer = {
-        let request = Request::get("/scan")
-            .body(Body::empty())
-            .expect("a request");
-        let response = node
-            .routers
-            .rest
-            .clone()
-            .oneshot(request)
-            .await
-            .expect("infallible");
-        to_bytes(response.into_body(), usize::MAX).await
-    };
-    assert!(
-        answer.is_err(),
-        "a value that is no text is neither changed nor left out"
-    );
+    // A value that is no text is neither changed nor left out.
+    node.expect_scan_broken_off().await;
 }
 
 #[tokio::test]
 async fn too_many_scans_and_requests_get_429() {
     let node = Node::new();
-    let begin = async || {
-        let request = Request::get("/scan")
-            .body(Body::empty())
-            .expect("a request");
-        node.routers
-            .rest
-            .clone()
-            .oneshot(request)
-            .await
-            .expect("infallible")
-    };
     let mut held = Vec::new();
     for _ in 0..SCANS_MAX {
-        held.push(begin().await);
+        held.push(node.begin_scan().await);
     }
-    assert_eq!(begin().await.status(), StatusCode::TOO_MANY_REQUESTS);
+    assert_eq!(
+        node.begin_scan().await.status(),
+        StatusCode::TOO_MANY_REQUESTS
+    );
     held.pop();
-    assert_eq!(begin().await.status(), StatusCode::OK);
+    assert_eq!(node.begin_scan().await.status(), StatusCode::OK);
 }
 
 #[tokio::test]

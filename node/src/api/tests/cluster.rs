@@ -271,21 +271,5 @@ async fn a_peers_broken_stream_breaks_the_scan_off() {
                 .await;
         }
     });
-    let request = Request::get("/scan")
-        .body(Body::empty())
-        .expect("a request");
-    let response = near
-        .routers
-        .rest
-        .clone()
-        .oneshot(request)
-        .await
-        .expect("infallible");
-    if response.status() == StatusCode::OK {
-        to_bytes(response.into_body(), usize::MAX)
-            .await
-            .expect_err("no whole body");
-    } else {
-        assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
-    }
+    near.expect_scan_broken_off().await;
 }

@@ -5,10 +5,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result, bail};
 use kvcluster_crds::names::ClusterNames;
 use kvcluster_crds::{NodeId, NodeStatus};
-use kvcluster_suite::check::{self, Rows, summary_of, summary_of_schema};
+use kvcluster_suite::check::{self, Rows};
 use kvcluster_suite::election::{self, Leaders};
 use kvcluster_suite::kube::Kubectl;
-use kvcluster_suite::lab::{CLUSTER, Lab, NAMESPACE, SCHEMA_PREFIX};
+use kvcluster_suite::lab::{CLUSTER, Lab, NAMESPACE};
 use kvcluster_suite::poll;
 use serde_json::{Value, json};
 
@@ -17,8 +17,6 @@ pub(crate) const READY_LIMIT: Duration = Duration::from_mins(1);
 /// Longest time until a cluster whose parts were killed is whole again: a container's restart is delayed by up to 40 s
 /// when it is killed again soon, and Kafka takes 6 to 12 s.
 pub(crate) const SETTLE_LIMIT: Duration = Duration::from_mins(3);
-/// Longest time until all that is acknowledged is in PostgreSQL.
-pub(crate) const FLUSH_LIMIT: Duration = Duration::from_mins(1);
 /// Namespace of the development services.
 pub(crate) const SERVICES: &str = "kvcluster-dev";
 /// Namespace of the operator.
@@ -68,17 +66,7 @@ fn reports(lab: &Lab, kubectl: &Kubectl, without: Option<u32>) -> Result<Vec<Nod
 /// The sample gives exactly `expected` by `/scan`, and the schema of each node comes to hold exactly that.
 pub(crate) fn expect_everywhere(lab: &Lab, expected: &Rows) -> Result<()> {
     check::expect_same(&check::scan(lab.service()?)?, expected)?;
-    let summary = summary_of(expected);
-    for node in &lab.nodes {
-        let schema = lab.names().schema(SCHEMA_PREFIX, NodeId(node.id));
-        poll::until_equal(
-            FLUSH_LIMIT,
-            &format!("the rows of {schema}"),
-            &summary,
-            || summary_of_schema(lab.postgres()?, &schema),
-        )?;
-    }
-    Ok(())
+    check::expect_schemas(lab, expected)
 }
 
 /// A namespace of a test's own, with the Secret of PostgreSQL's administrator. It is deleted at the end.

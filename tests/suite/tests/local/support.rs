@@ -3,16 +3,12 @@
 use std::time::Duration;
 
 use anyhow::Result;
-use kvcluster_crds::NodeId;
-use kvcluster_suite::check::{self, Rows, summary_of, summary_of_schema};
+use kvcluster_suite::check::{self, Rows};
 use kvcluster_suite::election;
-use kvcluster_suite::lab::{Lab, SCHEMA_PREFIX};
-use kvcluster_suite::poll;
+use kvcluster_suite::lab::Lab;
 
 /// Longest time until a store whose parts all run is whole again: Kafka's restart after a crash takes 6 to 12 s.
 pub(crate) const SETTLE_LIMIT: Duration = Duration::from_secs(90);
-/// Longest time until all that is acknowledged is in PostgreSQL.
-pub(crate) const FLUSH_LIMIT: Duration = Duration::from_mins(1);
 
 /// The lab with a store that is whole and empty.
 pub(crate) fn empty_store() -> Result<Lab> {
@@ -30,15 +26,5 @@ pub(crate) fn expect_everywhere(lab: &Lab, expected: &Rows) -> Result<()> {
     for url in lab.urls()? {
         check::expect_same(&check::scan(&url)?, expected)?;
     }
-    let summary = summary_of(expected);
-    for node in &lab.nodes {
-        let schema = lab.names().schema(SCHEMA_PREFIX, NodeId(node.id));
-        poll::until_equal(
-            FLUSH_LIMIT,
-            &format!("the rows of {schema}"),
-            &summary,
-            || summary_of_schema(lab.postgres()?, &schema),
-        )?;
-    }
-    Ok(())
+    check::expect_schemas(lab, expected)
 }
