@@ -1,5 +1,6 @@
 //! Runs programs. Output goes to a log file that every error names, or is handed back.
 
+use std::ffi::OsStr;
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::path::Path;
@@ -15,11 +16,24 @@ const SHOWN_LOG_LINES: usize = 12;
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
 /// A command from its words.
-pub fn command<S: AsRef<std::ffi::OsStr>>(words: &[S]) -> Command {
+pub fn command<S: AsRef<OsStr>>(words: &[S]) -> Command {
     let (program, arguments) = words.split_first().expect("every caller names a program");
     let mut command = Command::new(program);
     command.args(arguments);
+    // What cargo says to the program that it runs is not meant for a cargo that this program runs: build scripts that look
+    // at these would find them changed, and the heavy crates would be compiled again.
+    for (name, _) in std::env::vars_os().filter(|(name, _)| is_about_this_program(name)) {
+        command.env_remove(name);
+    }
     command
+}
+
+fn is_about_this_program(variable: &OsStr) -> bool {
+    const BEGINNINGS: [&str; 3] = ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_"];
+    let name = variable.to_string_lossy();
+    BEGINNINGS
+        .iter()
+        .any(|beginning| name.starts_with(beginning))
 }
 
 /// Runs a command with its output appended to `log`; an error shows the log's end and names it.
