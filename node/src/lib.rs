@@ -12,6 +12,7 @@ pub mod log;
 pub mod metrics;
 pub mod peer;
 pub mod runtime;
+pub mod seeded;
 pub mod service;
 pub mod shutdown;
 pub mod slot;

@@ -9,6 +9,7 @@ use kvcluster_crds::{NodeId, NodeStatus, Offset, SlotId};
 use tokio::time::Instant;
 
 use crate::effect::Effect;
+use crate::seeded::{self, Bug};
 
 /// Who serves a slot, as this node sees it now.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -80,9 +81,15 @@ impl LeaseClock {
         self.0.store(end_ns, Ordering::SeqCst);
     }
 
+    /// A clock that shows the same and is moved by nobody else.
+    #[must_use]
+    pub fn copy(&self) -> Self {
+        Self(AtomicU64::new(self.0.load(Ordering::SeqCst)))
+    }
+
     /// Whether the lease holds at `now_ns`.
     pub fn holds(&self, now_ns: u64) -> bool {
-        now_ns < self.0.load(Ordering::SeqCst)
+        now_ns < self.0.load(Ordering::SeqCst) || seeded::on(Bug::ReadWithoutLease)
     }
 }
 
@@ -95,6 +102,12 @@ impl Tenure {
     /// Another epoch has begun.
     pub fn end(&self) {
         self.0.store(true, Ordering::SeqCst);
+    }
+
+    /// A tenure in the same state that is ended by nobody else.
+    #[must_use]
+    pub fn copy(&self) -> Self {
+        Self(AtomicBool::new(self.has_ended()))
     }
 
     /// Whether another epoch has begun.
@@ -118,8 +131,8 @@ impl ReadPermit {
     /// Whether the state that was read may be answered, at `now_ns` of the lease's clock.
     pub fn confirm(&self, now_ns: u64) -> bool {
         match self {
-            Self::Lease(lease) => lease.holds(now_ns),
-            Self::Record(tenure) => !tenure.has_ended(),
+            Self::Lease(lease) => lease.holds(now_ns) || seeded::on(Bug::LeaseUnconfirmed),
+            Self::Record(tenure) => !tenure.has_ended() || seeded::on(Bug::TenureUnconfirmed),
         }
     }
 }

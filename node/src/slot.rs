@@ -24,7 +24,8 @@ use kvcluster_crds::{NodeId, Offset, SlotRole};
 
 use crate::effect::{Applied, Effect, SlotPosition};
 use crate::log::codec::{Body, Entry, Record, checksum};
-use crate::service::SlotError;
+use crate::seeded::{self, Bug};
+use crate::service::{ReadPermit, SlotError};
 use claiming::Candidate;
 use election::Hints;
 pub use event::{Input, Output, RequestId, Settings, Token, View};
@@ -35,7 +36,7 @@ use protocol::{Verdict, judge};
 pub const LAG_RECORDS_MAX: i64 = 1_000;
 
 /// One replica of one slot.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct SlotMachine {
     settings: Settings,
     position: SlotPosition,
@@ -77,6 +78,18 @@ impl SlotMachine {
         }
     }
 
+    /// A machine that goes on by itself from here, and `permits` of this one made into permits of it: to explore what may
+    /// follow. (A clone shares its leases with the original.)
+    #[must_use]
+    pub fn fork(&self, permits: &mut [ReadPermit]) -> Self {
+        let mut copy = self.clone();
+        // Permits of earlier epochs may stay shared: nothing moves them any more.
+        if let Some(leading) = &mut copy.leading {
+            leading.part(permits);
+        }
+        copy
+    }
+
     /// What the machine was made with.
     pub fn settings(&self) -> &Settings {
         &self.settings
@@ -99,7 +112,7 @@ impl SlotMachine {
             Input::End(end) => {
                 self.caught_up &= end.0 - self.position.next_offset.0 <= LAG_RECORDS_MAX;
             }
-            Input::Delivered { token, offset } => self.delivered(token, offset),
+            Input::Delivered { token, offset } => self.delivered(token, offset, &mut out),
             Input::DeliveryUnknown { token } => self.delivery_unknown(token, &mut out),
             Input::Write {
                 id,
@@ -207,6 +220,11 @@ impl SlotMachine {
             self.freeze(reason, out);
         }
         self.caught_up = self.frozen.is_none();
+        if seeded::on(Bug::ReadBackTakenAsFinal)
+            && let Some(leading) = self.leading.as_mut().filter(|leading| !leading.serves())
+        {
+            leading.take_as_none(out);
+        }
     }
 
     /// Judges own records whose acknowledged place is the next one.
@@ -307,7 +325,7 @@ impl SlotMachine {
         }
     }
 
-    fn delivered(&mut self, token: Token, offset: Offset) {
+    fn delivered(&mut self, token: Token, offset: Offset, out: &mut Vec<Output>) {
         let claim = self
             .candidate
             .as_mut()
@@ -316,6 +334,9 @@ impl SlotMachine {
             claim.acknowledged = Some(offset);
         } else if let Some(leading) = &mut self.leading {
             leading.acknowledged(token, offset);
+            if seeded::on(Bug::ContiguityUnchecked) {
+                leading.take_as_done(token, offset, out);
+            }
         }
     }
 
@@ -328,6 +349,9 @@ impl SlotMachine {
             .as_mut()
             .filter(|leading| leading.has_in_flight(token))
         {
+            if seeded::on(Bug::UnknownTakenAsNone) {
+                leading.take_as_none(out);
+            }
             leading.step_down(out);
         }
     }

@@ -6,7 +6,9 @@ use super::election::{CLAIM_STAGGER_NS, Myself, Vacancy, rank, successor, vacanc
 use super::leading::Leading;
 use super::lease::{MS, spread};
 use super::{Output, Settings, SlotMachine, Token};
+use crate::effect::SlotPosition;
 use crate::log::codec::{Body, Entry, Record, checksum};
+use crate::seeded::{self, Bug};
 
 /// A leader keeps a slot for so long before it hands it to the preferred leader, nanoseconds: leadership settles first.
 pub const HAND_OVER_AFTER_NS: u64 = 3_000 * MS;
@@ -15,7 +17,7 @@ const HAND_OVER_STEP_MS: u64 = 100;
 const HAND_OVER_STEPS: u32 = 32;
 
 /// Own claims of one epoch.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Candidate {
     pub(super) epoch: Epoch,
     /// When the first of them was sent: the lease, if one of them wins, runs from there.
@@ -24,7 +26,7 @@ pub(super) struct Candidate {
     pub(super) in_flight: Option<InFlightClaim>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct InFlightClaim {
     pub(super) token: Token,
     pub(super) entry: Entry,
@@ -36,7 +38,10 @@ impl SlotMachine {
     pub(super) fn lead(&mut self, now_ns: u64, epoch: Epoch) {
         let candidate = self.candidate.take_if(|candidate| candidate.epoch == epoch);
         // Without the time at which it was sent there is no lease: reads then wait for a record.
-        let sent_at_ns = candidate.map_or(0, |candidate| candidate.sent_at_ns);
+        let mut sent_at_ns = candidate.map_or(0, |candidate| candidate.sent_at_ns);
+        if seeded::on(Bug::LeaseFromReading) {
+            sent_at_ns = now_ns;
+        }
         self.leading = Some(Leading::begin(&self.settings, epoch, sent_at_ns, now_ns));
     }
 
@@ -91,7 +96,16 @@ impl SlotMachine {
                 .is_none_or(|leading| !leading.serves()),
             leader_read_at_ns: self.leader_read_at_ns,
         };
-        let from_ns = match vacancy(&self.position, &me, &self.hints) {
+        let mut position = &self.position;
+        let with_own_lease;
+        if seeded::on(Bug::OwnLease) {
+            with_own_lease = SlotPosition {
+                lease_ms: self.settings.lease_ms,
+                ..position.clone()
+            };
+            position = &with_own_lease;
+        }
+        let from_ns = match vacancy(position, &me, &self.hints) {
             Vacancy::None => {
                 self.vacant_since_ns = None;
                 return;

@@ -18,6 +18,7 @@ use super::lease::{MS, lease_end, renew_from};
 use super::{Output, RequestId, Settings, Token};
 use crate::effect::Effect;
 use crate::log::codec::{Body, Entry, RECORD_BYTES_MAX, Record, checksum};
+use crate::seeded::{self, Bug};
 use crate::service::{LeaseClock, ReadPermit, SlotError, Tenure};
 
 /// Most records of a batch: enough for every connection of a busy node to have one.
@@ -37,7 +38,7 @@ const COMMAND_BYTES: usize = 64;
 const EFFECT_BYTES: usize = 9;
 
 /// The state of a leader in one epoch.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Leading {
     pub(super) epoch: Epoch,
     pub(super) led_since_ns: u64,
@@ -69,7 +70,7 @@ enum Duty {
     SteppedDown,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct InFlight {
     token: Token,
     seq: u64,
@@ -81,7 +82,7 @@ struct InFlight {
     reads: Vec<ReadRequest>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Staged {
     id: RequestId,
     deadline_ns: u64,
@@ -89,7 +90,7 @@ struct Staged {
     bytes: usize,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct ReadRequest {
     id: RequestId,
     deadline_ns: u64,
@@ -175,12 +176,22 @@ impl Leading {
         id: RequestId,
         deadline_ns: u64,
     ) -> Result<Option<ReadPermit>, SlotError> {
-        if !self.serves() {
+        let mut may_read = self.serves();
+        if seeded::on(Bug::ServesWhileReleasing) {
+            may_read |= matches!(self.duty, Duty::Releases { .. });
+        }
+        if !may_read {
             return Err(SlotError::NotLeader { slot: self.slot });
         }
         self.read_since_sent = true;
         if by_lease && self.clock.holds(now_ns) {
             return Ok(Some(ReadPermit::Lease(Arc::clone(&self.clock))));
+        }
+        if seeded::on(Bug::RecordServesLaterReads)
+            && let Some(sent) = self.in_flight.front_mut()
+        {
+            sent.reads.push(ReadRequest { id, deadline_ns });
+            return Ok(None);
         }
         if self.reads.len() >= READS_WAITING_MAX {
             let what = format!("slot {} has {READS_WAITING_MAX} reads waiting", self.slot);
@@ -367,7 +378,9 @@ impl Leading {
     /// Stops serving, sends what is staged and then the release.
     pub(super) fn release(&mut self, to: NodeId, out: &mut Vec<Output>) {
         if self.serves() {
-            self.stop_reads(out);
+            if !seeded::on(Bug::ServesWhileReleasing) {
+                self.stop_reads(out);
+            }
             self.duty = Duty::Releases { to, sent: false };
         }
     }
@@ -424,6 +437,43 @@ impl Leading {
             }
             waits
         });
+    }
+
+    /// Answers all that is in flight as if none of it could ever count.
+    pub(super) fn take_as_none(&mut self, out: &mut Vec<Output>) {
+        let slot = self.slot;
+        for (id, _) in self
+            .in_flight
+            .iter_mut()
+            .filter_map(|sent| sent.write.take())
+        {
+            let answer = Err(SlotError::Lost { slot });
+            out.push(Output::WriteAnswer { id, answer });
+        }
+    }
+
+    /// Answers a record's write by its acknowledgement alone.
+    pub(super) fn take_as_done(&mut self, token: Token, offset: Offset, out: &mut Vec<Output>) {
+        let sent = self.in_flight.iter_mut().find(|sent| sent.token == token);
+        if let Some((id, _)) = sent.and_then(|sent| sent.write.take()) {
+            let answer = Ok(offset);
+            out.push(Output::WriteAnswer { id, answer });
+        }
+    }
+
+    /// Makes this leader's clock and tenure its own, and those of its permits with them.
+    pub(super) fn part(&mut self, permits: &mut [ReadPermit]) {
+        let (clock, tenure) = (Arc::new(self.clock.copy()), Arc::new(self.tenure.copy()));
+        for permit in permits {
+            match permit {
+                ReadPermit::Lease(of) if Arc::ptr_eq(of, &self.clock) => *of = Arc::clone(&clock),
+                ReadPermit::Record(of) if Arc::ptr_eq(of, &self.tenure) => {
+                    *of = Arc::clone(&tenure);
+                }
+                ReadPermit::Lease(_) | ReadPermit::Record(_) => {}
+            }
+        }
+        (self.clock, self.tenure) = (clock, tenure);
     }
 
     fn stop_reads(&mut self, out: &mut Vec<Output>) {

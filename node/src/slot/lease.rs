@@ -6,6 +6,8 @@
 
 use kvcluster_crds::SlotId;
 
+use crate::seeded::{self, Bug};
+
 /// The part of the epoch's lease that the leader uses, percent; the rest is the margin for drifting clocks.
 pub const LEASE_USED_PERCENT: u64 = 90;
 /// Nanoseconds in a millisecond.
@@ -13,11 +15,19 @@ pub const MS: u64 = 1_000_000;
 
 /// The end of the lease of a leader whose newest valid record was sent at `sent_at_ns`.
 pub fn lease_end(sent_at_ns: u64, lease_ms: u32) -> u64 {
-    sent_at_ns.saturating_add(u64::from(lease_ms) * MS / 100 * LEASE_USED_PERCENT)
+    let used_percent = if seeded::on(Bug::LeaseWithoutMargin) {
+        100
+    } else {
+        LEASE_USED_PERCENT
+    };
+    sent_at_ns.saturating_add(u64::from(lease_ms) * MS / 100 * used_percent)
 }
 
 /// When a rival may claim that read the leader's last valid record at `read_at_ns`.
 pub fn claim_from(read_at_ns: u64, lease_ms: u32) -> u64 {
+    if seeded::on(Bug::ClaimBeforeLeaseEnds) {
+        return read_at_ns;
+    }
     read_at_ns.saturating_add(u64::from(lease_ms) * MS)
 }
 

@@ -1,12 +1,12 @@
-//! What must hold after a run, found by judging the whole log once more.
+//! What must hold after a run, found by judging the whole log once more, by a judge that shares nothing with the product.
 
 use std::collections::BTreeMap;
 
 use kvcluster_crds::Offset;
-use kvcluster_node::effect::{Applied, Effect, SlotPosition};
-use kvcluster_node::log::codec::{Body, Entry, checksum};
+use kvcluster_node::effect::{Applied, Effect};
+use kvcluster_node::log::codec::Body;
 use kvcluster_node::service::SlotError;
-use kvcluster_node::slot::protocol::{Verdict, judge};
+use kvcluster_sim::rule::Rule;
 
 use super::Tally;
 use super::world::{Kind, LOG, World};
@@ -24,7 +24,7 @@ pub(crate) fn check(world: &World) -> Result<Tally, String> {
     if let Some(reason) = &world.frozen {
         return Err(format!("a replica froze: {reason}"));
     }
-    let truth = truth(world);
+    let truth = truth(world)?;
     replicas_agree(world, &truth)?;
     let mut tally = truth.tally;
     tally.restarts = world.restarts;
@@ -34,8 +34,8 @@ pub(crate) fn check(world: &World) -> Result<Tally, String> {
     Ok(tally)
 }
 
-fn truth(world: &World) -> Truth {
-    let mut position = SlotPosition::start();
+fn truth(world: &World) -> Result<Truth, String> {
+    let mut rule = Rule::new(LOG);
     let mut truth = Truth {
         applied: BTreeMap::new(),
         writes: BTreeMap::new(),
@@ -44,40 +44,36 @@ fn truth(world: &World) -> Truth {
     for (place, bytes) in world.log.iter().enumerate() {
         let Some(bytes) = bytes else { continue };
         let offset = Offset(place as i64);
-        let entry = Entry::read(bytes).expect("the simulation writes what can be read");
-        let valid = judge(&mut position, LOG, offset, &entry, checksum(bytes)) == Verdict::Valid;
         let mut effects = Vec::new();
-        match entry {
-            _ if !valid => truth.tally.records_ignored += 1,
-            Entry::Ours(record) => match record.body {
-                Body::Claim { .. } => truth.tally.claims_won += 1,
-                Body::Release { .. } => truth.tally.releases += 1,
-                Body::Renew { .. } => {}
-                Body::Command {
-                    effects: changes, ..
-                } => {
-                    if let Some(Effect::Put { value, .. }) = changes.first() {
-                        let id = u64::from_be_bytes(value[..].try_into().expect("eight bytes"));
-                        assert!(
-                            truth.writes.insert(id, offset.0).is_none(),
-                            "{id} counts twice"
-                        );
+        match rule.take(offset, bytes).map(|record| record.body) {
+            None => truth.tally.records_ignored += 1,
+            Some(Body::Claim { .. }) => truth.tally.claims_won += 1,
+            Some(Body::Release { .. }) => truth.tally.releases += 1,
+            Some(Body::Renew { .. }) => {}
+            Some(Body::Command {
+                effects: changes, ..
+            }) => {
+                if let Some(Effect::Put { value, .. }) = changes.first() {
+                    let bytes = value[..].try_into();
+                    let id = bytes.map_err(|_| format!("the value at {offset} is nobody's"))?;
+                    let id = u64::from_be_bytes(id);
+                    if truth.writes.insert(id, offset.0).is_some() {
+                        return Err(format!("write {id} counts twice"));
                     }
-                    effects = changes;
                 }
-            },
-            Entry::Foreign => {}
+                effects = changes;
+            }
         }
         let slot = kvcluster_crds::SlotId(0);
         let applied = Applied {
             slot,
             offset,
             effects,
-            position: position.clone(),
+            position: rule.position().clone(),
         };
         truth.applied.insert(offset.0, applied);
     }
-    truth
+    Ok(truth)
 }
 
 fn replicas_agree(world: &World, truth: &Truth) -> Result<(), String> {

@@ -1,0 +1,94 @@
+//! Deliberate mistakes, at most one at a time: each takes away one guard of the protocol, and a named check must then fail.
+//! They show that the checks can see. Without the feature `seeded-bugs` nothing of this is in the program: [`on`] is a
+//! constant, and [`MARK`] is not among the program's bytes.
+
+/// One guard that can be taken away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Bug {
+    /// Records of a deposed leader are applied.
+    EpochUnchecked = 1,
+    /// A record counts though one before it is missing.
+    SequenceUnchecked,
+    /// A claim counts though the leader was heard of after what it builds on.
+    BaseUnchecked,
+    /// An acknowledgement answers the client though somebody else's record may stand before it.
+    ContiguityUnchecked,
+    /// Reads need no lease.
+    ReadWithoutLease,
+    /// The lease is not looked at again after the state was read.
+    LeaseUnconfirmed,
+    /// That the epoch goes on is not looked at again after the state was read.
+    TenureUnconfirmed,
+    /// A read that arrives while a record is in flight is answered by that record.
+    RecordServesLaterReads,
+    /// A write whose fate the producer does not know is said to have had no effect.
+    UnknownTakenAsNone,
+    /// A write that is not found at the end of the log is said to have had no effect.
+    ReadBackTakenAsFinal,
+    /// Each node waits for its own lease time, not for that of the epoch.
+    OwnLease,
+    /// A rival does not wait for the lease to end.
+    ClaimBeforeLeaseEnds,
+    /// The leader uses its lease to the last moment.
+    LeaseWithoutMargin,
+    /// The lease of a claim runs from when it was read, not from when it was sent.
+    LeaseFromReading,
+    /// The leader goes on to read while it gives leadership away.
+    ServesWhileReleasing,
+}
+
+/// All of them.
+pub const ALL: [Bug; 15] = [
+    Bug::EpochUnchecked,
+    Bug::SequenceUnchecked,
+    Bug::BaseUnchecked,
+    Bug::ContiguityUnchecked,
+    Bug::ReadWithoutLease,
+    Bug::LeaseUnconfirmed,
+    Bug::TenureUnconfirmed,
+    Bug::RecordServesLaterReads,
+    Bug::UnknownTakenAsNone,
+    Bug::ReadBackTakenAsFinal,
+    Bug::OwnLease,
+    Bug::ClaimBeforeLeaseEnds,
+    Bug::LeaseWithoutMargin,
+    Bug::LeaseFromReading,
+    Bug::ServesWhileReleasing,
+];
+
+/// Bytes that a program with seeded bugs contains.
+#[cfg(feature = "seeded-bugs")]
+pub const MARK: &str = "this program can be made to lose data";
+
+/// Whether a guard is taken away: never, in this build.
+#[cfg(not(feature = "seeded-bugs"))]
+#[inline]
+pub const fn on(_: Bug) -> bool {
+    false
+}
+
+#[cfg(feature = "seeded-bugs")]
+pub use switch::{on, set};
+
+#[cfg(feature = "seeded-bugs")]
+mod switch {
+    use std::sync::atomic::{AtomicU8, Ordering};
+
+    use super::Bug;
+
+    static ACTIVE: AtomicU8 = AtomicU8::new(0);
+
+    /// Whether a guard is taken away.
+    pub fn on(bug: Bug) -> bool {
+        ACTIVE.load(Ordering::Relaxed) == bug as u8
+    }
+
+    /// Takes one guard away, for the whole process, and gives the others back.
+    pub fn set(bug: Option<Bug>) {
+        if bug.is_some() {
+            eprintln!("{}: {bug:?}", super::MARK);
+        }
+        ACTIVE.store(bug.map_or(0, |bug| bug as u8), Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,28 @@
+//! Each guard of the protocol is taken away, and the simulation must notice within its seeds.
+
+use kvcluster_node::seeded::{self, Bug};
+
+use super::try_run;
+
+const SEEDS: u64 = 1_000;
+
+/// One test for all: the switch is the whole process's.
+#[test]
+fn seeded_bugs_are_noticed() {
+    let mut missed = Vec::new();
+    for bug in seeded::ALL {
+        seeded::set(Some(bug));
+        match (0..SEEDS).find_map(|seed| Some((seed, try_run(seed).err()?))) {
+            Some((seed, wrong)) => println!("{bug:?}: seed {seed}: {wrong}"),
+            None => missed.push(bug),
+        }
+    }
+    seeded::set(None);
+    assert_eq!(missed, BEYOND, "not noticed within {SEEDS} seeds");
+}
+
+/// What this simulation cannot see, and the exploration of all orders must.
+const BEYOND: [Bug; 1] = [
+    // All its nodes claim with the same lease.
+    Bug::OwnLease,
+];
