@@ -11,6 +11,7 @@ pub mod reader;
 pub mod settings;
 
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use bytes::Bytes;
 use kvcluster_crds::{Offset, SlotId};
@@ -125,10 +126,11 @@ impl KafkaLog {
         })
     }
 
-    /// Puts a new producer in the place of one that can never send again. Blocks for up to half a second when there is one.
-    pub fn replace_broken_producers(&self) {
+    /// Puts a new producer in the place of one that can never send again, or that gets no answer though Kafka has
+    /// answered other clients for the time `answers_for`. Blocks for up to half a second when there is one.
+    pub fn replace_broken_producers(&self, answers_for: Duration) {
         for producer in &self.producers {
-            producer.replace_if_broken();
+            producer.replace_if_broken(answers_for);
         }
     }
 }

@@ -239,7 +239,10 @@ impl Node {
         self.start_heartbeats(&mut tasks)?;
         self.open_store().await?;
         let log = self.start_log()?;
-        tasks.spawn(care_for_producers(Arc::clone(&log)));
+        tasks.spawn(care_for_producers(
+            Arc::clone(&log),
+            Arc::clone(&self.registry),
+        ));
         loop {
             let hosted = self.host_new(&log).await?;
             for replica in hosted {
@@ -395,11 +398,19 @@ impl Node {
 }
 
 /// Replaces producers that librdkafka has given up, for ever.
-async fn care_for_producers(log: Arc<KafkaLog>) -> anyhow::Result<()> {
+async fn care_for_producers(log: Arc<KafkaLog>, registry: Arc<Registry>) -> anyhow::Result<()> {
     let mut looks = interval(PRODUCER_CARE);
+    let mut answers_since = None;
     loop {
-        looks.tick().await;
+        let now = looks.tick().await;
         let log = Arc::clone(&log);
-        tokio::task::spawn_blocking(move || log.replace_broken_producers()).await?;
+        let now_ns = clock::now_ns();
+        if registry.with_peers(|peers| peers.own_return(now_ns)) {
+            answers_since.get_or_insert(now);
+        } else {
+            answers_since = None;
+        }
+        let answers_for = answers_since.map_or(Duration::ZERO, |since| now.duration_since(since));
+        tokio::task::spawn_blocking(move || log.replace_broken_producers(answers_for)).await?;
     }
 }

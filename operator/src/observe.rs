@@ -77,7 +77,11 @@ async fn look_at_kafka(clients: &KafkaClients, target: &Target) -> Result<KafkaV
         assignment_topic: target.names.assignment_topic(),
         cluster_uid: target.uid.clone(),
     };
-    kafka::observe(&client, question).await
+    let seen = kafka::observe(&client, question).await;
+    if let Err(KafkaTrouble::Unreachable { .. }) = seen {
+        clients.forget(&client);
+    }
+    seen
 }
 
 fn postgres_question(

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use kvcluster_crds::{Offset, SlotId};
+use rdkafka::ClientConfig;
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext};
@@ -20,6 +21,9 @@ use rdkafka::{Offset as Place, TopicPartitionList};
 use tokio::sync::mpsc;
 use tracing::{debug, warn};
 
+mod partition;
+
+use self::partition::{Followed, Look};
 use super::{KafkaLogConfig, LogError, settings};
 use crate::slot::Input;
 
@@ -38,9 +42,6 @@ const QUIET_LOOK_PAUSE: Duration = Duration::from_millis(50);
 const QUIET_AFTER: Duration = Duration::from_secs(2);
 /// Longest wait for an answer about a quiet partition; the others are not read meanwhile.
 const QUIET_LOOK_TIMEOUT: Duration = Duration::from_millis(500);
-/// A partition that has records and gives none for so long is begun anew. librdkafka 2.12 was seen to read one partition of
-/// several no more after its broker was killed and came back, without an error.
-const STALLED_AFTER: Duration = Duration::from_secs(1);
 
 /// The handle of the thread.
 pub(super) struct Consumer {
@@ -59,14 +60,13 @@ impl Consumer {
     pub(super) fn start(config: KafkaLogConfig) -> Result<Self, LogError> {
         const NAME: &str = "log-consumer";
         let ends = Ends::default();
-        let client = settings::log_consumer(&config.bootstrap, &config.client_id)
-            .create_with_context(Context {
-                topic: config.topic.clone(),
-                ends: ends.clone(),
-            })?;
+        let settings = settings::log_consumer(&config.bootstrap, &config.client_id);
+        let client = connect(&settings, &config.topic, &ends)?;
         let (sender, receiver) = commands::channel();
         let reading = Reading {
             client,
+            settings,
+            answered_at: Instant::now(),
             topic: config.topic,
             ends,
             memory_is_full: config.memory_is_full,
@@ -136,8 +136,22 @@ impl ClientContext for Context {
 
 impl ConsumerContext for Context {}
 
+fn connect(
+    settings: &ClientConfig,
+    topic: &str,
+    ends: &Ends,
+) -> KafkaResult<BaseConsumer<Context>> {
+    settings.create_with_context(Context {
+        topic: topic.to_owned(),
+        ends: ends.clone(),
+    })
+}
+
 struct Reading {
     client: BaseConsumer<Context>,
+    settings: ClientConfig,
+    /// When a broker answered last.
+    answered_at: Instant,
     topic: String,
     ends: Ends,
     memory_is_full: Box<dyn Fn() -> bool + Send>,
@@ -156,47 +170,6 @@ struct Waiting {
     follow: Follow,
     look_at: Instant,
     too_short: u32,
-}
-
-struct Followed {
-    /// Offset of the next record to read.
-    place: i64,
-    records: mpsc::Sender<Input>,
-    /// When it gave something, or was begun anew.
-    heard: Instant,
-    /// Since when it is known to have records that it does not give.
-    behind_since: Option<Instant>,
-    /// Its end when it was begun anew: if nothing comes before the next end, there are no records up to there.
-    end_at_anew: Option<i64>,
-}
-
-impl Followed {
-    fn new(place: i64, records: mpsc::Sender<Input>) -> Self {
-        Self {
-            place,
-            records,
-            heard: Instant::now(),
-            behind_since: None,
-            end_at_anew: None,
-        }
-    }
-
-    fn gave(&mut self, place: i64) {
-        self.place = self.place.max(place);
-        self.heard = Instant::now();
-        self.behind_since = None;
-        self.end_at_anew = None;
-    }
-
-    /// Whether a partition that ends at `end`, and gave nothing for a while, is to be begun anew.
-    fn has_stalled(&mut self, end: i64, now: Instant) -> bool {
-        if end <= self.place {
-            self.behind_since = None;
-            return false;
-        }
-        let since = *self.behind_since.get_or_insert(now);
-        now.duration_since(since) >= STALLED_AFTER
-    }
 }
 
 impl Reading {
@@ -227,6 +200,7 @@ impl Reading {
                         .payload()
                         .map_or_else(Bytes::new, Bytes::copy_from_slice);
                     let (partition, offset) = (message.partition(), message.offset());
+                    self.answered_at = Instant::now();
                     if let Some(followed) = self.followed.get_mut(&partition) {
                         followed.gave(offset + 1);
                         let input = Input::Record {
@@ -292,12 +266,41 @@ impl Reading {
         Ok(true)
     }
 
-    fn look(&self, follow: &Follow) -> KafkaResult<Look> {
+    fn look(&mut self, follow: &Follow) -> KafkaResult<Look> {
         let partition = follow.slot.partition();
-        let (start, end) = self
-            .client
-            .fetch_watermarks(&self.topic, partition, ENDS_TIMEOUT)?;
+        let (start, end) = self.ask_ends(partition, ENDS_TIMEOUT)?;
         Ok(Look::compare(follow.from, follow.next, start, end))
+    }
+
+    /// The ends of a partition. A client that gets no answer for long is replaced.
+    fn ask_ends(&mut self, partition: i32, limit: Duration) -> KafkaResult<(i64, i64)> {
+        let answer = self.client.fetch_watermarks(&self.topic, partition, limit);
+        let now = Instant::now();
+        if answer.is_ok() {
+            self.answered_at = now;
+        } else if now.duration_since(self.answered_at) >= settings::UNANSWERED_AFTER {
+            self.answered_at = now;
+            self.replace_client();
+        }
+        answer
+    }
+
+    /// Another client goes on where this one stood.
+    fn replace_client(&mut self) {
+        let made = connect(&self.settings, &self.topic, &self.ends).and_then(|client| {
+            client.incremental_assign(&self.all_places()?)?;
+            Ok(client)
+        });
+        match made {
+            Ok(client) => {
+                debug!("the log's consumer gets no answer and is replaced");
+                self.paused = false;
+                let old = std::mem::replace(&mut self.client, client);
+                // Closing may take as long as a request does.
+                std::thread::spawn(move || drop(old));
+            }
+            Err(error) => warn!(%error, "failed to replace the log's consumer"),
+        }
     }
 
     fn begin(&mut self, follow: &Follow) -> KafkaResult<()> {
@@ -378,10 +381,7 @@ impl Reading {
         if now.duration_since(followed.heard) < QUIET_AFTER {
             return;
         }
-        let ends = self
-            .client
-            .fetch_watermarks(&self.topic, partition, QUIET_LOOK_TIMEOUT);
-        let Ok((_, end)) = ends else {
+        let Ok((_, end)) = self.ask_ends(partition, QUIET_LOOK_TIMEOUT) else {
             self.look_at = Instant::now() + ENDS_PAUSE;
             return;
         };
@@ -447,85 +447,5 @@ impl Reading {
                 too_short: 0,
             });
         }
-    }
-}
-
-/// How a place and a partition fit together.
-#[derive(Debug, PartialEq, Eq)]
-enum Look {
-    Fits,
-    /// The place was trimmed away: for good.
-    Gone(String),
-    /// The log ends before the place: perhaps not for good.
-    TooShort(String),
-}
-
-impl Look {
-    fn compare(from: Offset, next: Offset, start: i64, end: i64) -> Self {
-        const REMEDY: &str =
-            "restore the topic, or remove this node's schema and rebuild it from a peer";
-        if from.0 < start {
-            return Self::Gone(format!(
-                "the log begins at record {start}, and record {from} is needed: it was trimmed; {REMEDY}"
-            ));
-        }
-        if end < next.0 {
-            return Self::TooShort(format!(
-                "the log ends at record {end}, and {next} were applied: the topic was emptied or replaced; {REMEDY}"
-            ));
-        }
-        Self::Fits
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_partition_that_does_not_give_what_it_has_is_begun_anew() {
-        let (records, _receiver) = mpsc::channel(1);
-        let mut followed = Followed::new(5, records);
-        let now = Instant::now();
-        let later = now + STALLED_AFTER;
-        assert!(
-            !followed.has_stalled(5, now) && !followed.has_stalled(5, later),
-            "at its end"
-        );
-        assert!(
-            !followed.has_stalled(6, now),
-            "the record may be on its way"
-        );
-        assert!(followed.has_stalled(6, later));
-        followed.gave(6);
-        assert!(!followed.has_stalled(7, later), "it gave something since");
-        // A marker without a record: the end comes, and nothing before it.
-        followed.end_at_anew = Some(8);
-        followed.gave(followed.end_at_anew.unwrap_or_default());
-        assert!(!followed.has_stalled(8, later) && followed.behind_since.is_none());
-    }
-
-    #[test]
-    fn places_that_the_log_does_not_hold_are_seen() {
-        let look = |from, next, start, end| Look::compare(Offset(from), Offset(next), start, end);
-        assert_eq!(look(0, 0, 0, 0), Look::Fits, "a new log");
-        assert_eq!(
-            look(4, 5, 4, 5),
-            Look::Fits,
-            "the record before is the first that is left"
-        );
-        assert!(
-            matches!(look(4, 5, 5, 9), Look::Gone(_)),
-            "the record before was trimmed"
-        );
-        assert!(
-            matches!(look(0, 0, 1, 9), Look::Gone(_)),
-            "a new replica of an old log"
-        );
-        assert!(
-            matches!(look(4, 5, 0, 4), Look::TooShort(_)),
-            "the topic was made anew"
-        );
-        assert!(matches!(look(4, 5, 0, 0), Look::TooShort(_)));
     }
 }

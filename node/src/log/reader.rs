@@ -1,7 +1,8 @@
 //! Reads a topic of one partition for ever, on a thread of its own: the assignments from their beginning, the heartbeats
-//! from the end. Begins anew when the topic is not there (yet) or the place in it is gone.
+//! from the end. Begins anew, with a client of its own, when the topic is not there (yet), when the place in it is gone, and
+//! when nothing comes and looks find records or get no answer: see [`super::settings::UNANSWERED_AFTER`].
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use kvcluster_crds::Offset;
@@ -11,14 +12,22 @@ use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::message::Message;
 use rdkafka::{ClientConfig, Offset as Place, TopicPartitionList};
-use tracing::debug;
+use tracing::{debug, warn};
 
+use super::settings::UNANSWERED_AFTER;
 use super::{LogError, settings};
 
 /// Longest wait for a record.
 const POLL: Duration = Duration::from_millis(100);
 /// Pause before reading begins anew.
 const ANEW_PAUSE: Duration = Duration::from_millis(500);
+
+/// A topic that gave nothing for so long is looked at, and then again.
+const QUIET_AFTER: Duration = Duration::from_secs(1);
+/// Longest wait for an answer about the topic's ends.
+const LOOK_TIMEOUT: Duration = Duration::from_millis(500);
+/// Looks in a row that must find records which were not given: the first may see one that is still on its way.
+const LOOKS: u32 = 2;
 
 /// Where reading begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,7 +66,8 @@ pub fn start(
         loop {
             let goes_on = see(Seen::Begin)
                 && match read(&config, &topic, from, &mut see) {
-                    Ok(goes_on) => goes_on,
+                    Ok(Ended::Asked) => false,
+                    Ok(Ended::Stalled) => true,
                     Err(error) => see(Seen::Failed(format!("topic {topic}: {error}"))),
                 };
             if !goes_on {
@@ -73,12 +83,70 @@ pub fn start(
         .map_err(|source| LogError::Thread { name, source })
 }
 
+/// Why reading ended.
+enum Ended {
+    /// Nobody wants more.
+    Asked,
+    /// Records are there and do not come, or there is no answer for long.
+    Stalled,
+}
+
+/// Whether a topic gives what it has.
+struct Watch {
+    from: StartAt,
+    /// Offset up to which everything came; none while it is not known.
+    place: Option<i64>,
+    missed: u32,
+    look_at: Instant,
+    answered_at: Instant,
+}
+
+impl Watch {
+    fn new(from: StartAt, now: Instant) -> Self {
+        Self {
+            from,
+            place: None,
+            missed: 0,
+            look_at: now + QUIET_AFTER,
+            answered_at: now,
+        }
+    }
+
+    /// A record came.
+    fn gave(&mut self, offset: i64, now: Instant) {
+        self.place = Some(offset + 1);
+        self.missed = 0;
+        self.look_at = now + QUIET_AFTER;
+        self.answered_at = now;
+    }
+
+    /// Whether nothing was heard for so long that another client is to try.
+    fn is_unanswered(&self, now: Instant) -> bool {
+        now.duration_since(self.answered_at) >= UNANSWERED_AFTER
+    }
+
+    /// The topic holds the records from `start` to before `end`; whether that shows that reading has stalled.
+    fn shows_stall(&mut self, start: i64, end: i64) -> bool {
+        let place = *self.place.get_or_insert(match self.from {
+            StartAt::Beginning => start,
+            // Where the end was when reading began is not known; what comes from now on must be given.
+            StartAt::End => end,
+        });
+        self.missed = if end > place.max(start) {
+            self.missed + 1
+        } else {
+            0
+        };
+        self.missed >= LOOKS
+    }
+}
+
 fn read(
     config: &ClientConfig,
     topic: &str,
     from: StartAt,
     see: &mut impl FnMut(Seen) -> bool,
-) -> KafkaResult<bool> {
+) -> KafkaResult<Ended> {
     let client: BaseConsumer<Context> = config.create_with_context(Context)?;
     let place = match from {
         StartAt::Beginning => Place::Beginning,
@@ -87,10 +155,33 @@ fn read(
     let mut list = TopicPartitionList::new();
     list.add_partition_offset(topic, 0, place)?;
     client.assign(&list)?;
+    let mut watch = Watch::new(from, Instant::now());
     loop {
+        let now = Instant::now();
+        if now >= watch.look_at {
+            watch.look_at = now + QUIET_AFTER;
+            let stalled = match client.fetch_watermarks(topic, 0, LOOK_TIMEOUT) {
+                Ok((start, end)) => {
+                    watch.answered_at = now;
+                    let stalled = watch.shows_stall(start, end);
+                    if stalled {
+                        warn!(topic, end, "records do not come: reading begins anew");
+                    }
+                    stalled
+                }
+                Err(error) => {
+                    debug!(topic, %error, "a look at a quiet topic gets no answer");
+                    watch.is_unanswered(now)
+                }
+            };
+            if stalled {
+                return Ok(Ended::Stalled);
+            }
+        }
         let goes_on = match client.poll(POLL) {
             None => continue,
             Some(Ok(message)) => {
+                watch.gave(message.offset(), now);
                 let bytes = message
                     .payload()
                     .map_or_else(Bytes::new, Bytes::copy_from_slice);
@@ -104,7 +195,7 @@ fn read(
             Some(Err(error)) => return Err(error),
         };
         if !goes_on {
-            return Ok(false);
+            return Ok(Ended::Asked);
         }
     }
 }
@@ -140,3 +231,43 @@ impl ClientContext for Context {
 }
 
 impl ConsumerContext for Context {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_that_do_not_come_are_noticed_at_the_second_look() {
+        let now = Instant::now();
+        let mut watch = Watch::new(StartAt::Beginning, now);
+        watch.gave(6, now);
+        assert!(
+            !watch.shows_stall(0, 7) && !watch.shows_stall(0, 7),
+            "quiet"
+        );
+        assert!(!watch.shows_stall(0, 8), "it may be on its way");
+        assert!(watch.shows_stall(0, 8));
+        watch.gave(7, now);
+        assert!(!watch.shows_stall(0, 8), "it came");
+    }
+
+    #[test]
+    fn an_empty_or_trimmed_topic_is_quiet() {
+        let now = Instant::now();
+        let mut empty = Watch::new(StartAt::Beginning, now);
+        let mut trimmed = Watch::new(StartAt::Beginning, now);
+        trimmed.gave(3, now);
+        for _ in 0..5 {
+            assert!(!empty.shows_stall(5, 5));
+            assert!(!trimmed.shows_stall(9, 9));
+        }
+        assert!(!empty.shows_stall(5, 6) && empty.shows_stall(5, 6));
+    }
+
+    #[test]
+    fn what_stands_before_the_end_is_not_waited_for() {
+        let mut watch = Watch::new(StartAt::End, Instant::now());
+        assert!(!watch.shows_stall(0, 100) && !watch.shows_stall(0, 100));
+        assert!(!watch.shows_stall(0, 101) && watch.shows_stall(0, 109));
+    }
+}

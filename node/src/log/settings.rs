@@ -1,5 +1,7 @@
 //! The settings of librdkafka, each with its reason; pinned by a test, because a default that moves moves the guarantees.
 
+use std::time::Duration;
+
 use rdkafka::ClientConfig;
 use rdkafka::config::RDKafkaLogLevel;
 use tracing::{debug, error};
@@ -25,6 +27,10 @@ const FETCH_WAIT_MS: &str = "100";
 const FETCH_BACKOFF_MS: &str = "50";
 /// A request that is not answered is given up and sent again, milliseconds: a broker that was killed hard says nothing.
 const SOCKET_TIMEOUT_MS: &str = "10000";
+/// A client that gets no answer for so long is replaced by another. librdkafka 2.12, when its broker was away for minutes and
+/// came back, was seen to drop the broker from its list and never to connect again, without an error. While Kafka is really
+/// away this costs a client every so often.
+pub const UNANSWERED_AFTER: Duration = Duration::from_secs(5);
 /// Kibibytes that the consumer reads ahead, of all slots together.
 const READ_AHEAD_KIBIBYTES: &str = "32768";
 /// Records and kibibytes in the producer's queue: more than all slots together may have in flight, so that it never refuses.

@@ -8,7 +8,7 @@ use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::KafkaError;
 use rdkafka::message::DeliveryResult;
 use rdkafka::producer::{BaseRecord, ProducerContext, ThreadedProducer};
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval};
 use tracing::{debug, info, warn};
 
 use super::clock;
@@ -63,18 +63,23 @@ pub(super) fn listen(
 pub(super) async fn send(config: BeatsConfig, registry: Arc<Registry>) -> Result<(), LogError> {
     let last_error = Arc::new(Mutex::new(String::new()));
     let mut returned = false;
-    let producer: ThreadedProducer<Quiet> =
-        settings::heartbeat_producer(&config.bootstrap, &config.client_id).create_with_context(
-            Quiet {
-                last_error: Arc::clone(&last_error),
-            },
-        )?;
+    let mut producer = connect(&config, &last_error)?;
+    let mut returned_at = Instant::now();
     let mut beats = interval(config.every);
     beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         beats.tick().await;
         registry.find_others();
         returned = look_at_return(&config, &registry, returned, &last_error);
+        if returned {
+            returned_at = Instant::now();
+        } else if returned_at.elapsed() >= settings::UNANSWERED_AFTER {
+            returned_at = Instant::now();
+            debug!("the producer of heartbeats gets nowhere and is replaced");
+            let old = std::mem::replace(&mut producer, connect(&config, &last_error)?);
+            // Closing blocks for up to half a second.
+            tokio::task::spawn_blocking(move || drop(old));
+        }
         let (can_lead, serves) = registry.own_sets();
         let about = registry.config();
         let heartbeat = Heartbeat {
@@ -93,6 +98,17 @@ pub(super) async fn send(config: BeatsConfig, registry: Arc<Registry>) -> Result
             debug!(%error, "a heartbeat was not sent");
         }
     }
+}
+
+fn connect(
+    config: &BeatsConfig,
+    last_error: &Arc<Mutex<String>>,
+) -> Result<ThreadedProducer<Quiet>, LogError> {
+    let settings = settings::heartbeat_producer(&config.bootstrap, &config.client_id);
+    let context = Quiet {
+        last_error: Arc::clone(last_error),
+    };
+    Ok(settings.create_with_context(context)?)
 }
 
 /// Tells, on changes, whether Kafka takes and gives back what this node sends.

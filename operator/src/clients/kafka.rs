@@ -145,6 +145,21 @@ impl KafkaClients {
     }
 }
 
+impl KafkaClients {
+    /// Lets go of a client that gets no answer; the next pass makes another. librdkafka 2.12 was seen to find no way back to a
+    /// broker that had been away for minutes.
+    pub fn forget(&self, client: &Arc<KafkaClient>) {
+        let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_it = |entry: &Entry| Arc::ptr_eq(&entry.client, client);
+        let forgotten = match entries.get(&client.bootstrap) {
+            Some(entry) if is_it(entry) => entries.remove(&client.bootstrap),
+            Some(_) | None => None,
+        };
+        drop(entries);
+        drop_apart(forgotten.into_iter().collect());
+    }
+}
+
 fn take_idle(entries: &mut HashMap<String, Entry>, now: Instant) -> Vec<Entry> {
     let mut idle: Vec<String> = entries
         .iter()

@@ -9,6 +9,8 @@ mod classic;
 mod election;
 #[path = "local/faults.rs"]
 mod faults;
+#[path = "local/kafka_returns.rs"]
+mod kafka_returns;
 #[path = "local/memory_limit.rs"]
 mod memory_limit;
 #[path = "local/support.rs"]

@@ -5,11 +5,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use kvcluster_crds::NodeId;
 use kvcluster_suite::check;
-use kvcluster_suite::lab::{Lab, SCHEMA_PREFIX};
+use kvcluster_suite::lab::{CLUSTER, Lab, NAMESPACE, SCHEMA_PREFIX};
 use kvcluster_suite::poll;
 use serde_json::{Value, json};
 
-use crate::support::{Own, SERVICES, lab, scale, schema_and_role, topic_tool, topics};
+use crate::support::{Own, READY_LIMIT, SERVICES, lab, scale, schema_and_role, topic_tool, topics};
 
 /// Longest time for a deletion with everything there: pods stop, topics go and are seen gone twice, schemas go.
 const DELETION_LIMIT: Duration = Duration::from_mins(2);
@@ -113,7 +113,10 @@ fn delete_without(service: &str) -> Result<()> {
     scale(&kubectl, SERVICES, service, 1)?;
     stays?;
     kubectl.gone(&own.namespace, "kvcluster", "store", DELETION_LIMIT)?;
-    expect_nothing_left(&lab, &own, "store")
+    expect_nothing_left(&lab, &own, "store")?;
+    // The sample lived through it, and is whole again by itself.
+    kubectl.condition(NAMESPACE, CLUSTER, ("Ready", "True"), READY_LIMIT)?;
+    Ok(())
 }
 
 /// The cluster is there, on its way out, for so long.
