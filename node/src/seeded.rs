@@ -57,8 +57,7 @@ pub const ALL: [Bug; 15] = [
     Bug::ServesWhileReleasing,
 ];
 
-/// Bytes that a program with seeded bugs contains.
-#[cfg(feature = "seeded-bugs")]
+/// Bytes that a program with seeded bugs contains, and no other.
 pub const MARK: &str = "this program can be made to lose data";
 
 /// Whether a guard is taken away: never, in this build.

@@ -62,7 +62,7 @@ const fn suite(name: &'static str, need: Need, budget_seconds: u64, work: Work) 
     }
 }
 
-const SUITES: [Suite; 7] = [
+const SUITES: [Suite; 8] = [
     suite(
         "format",
         Need::Nothing,
@@ -77,6 +77,7 @@ const SUITES: [Suite; 7] = [
         Work::Commands(&[LINT, LINT_SUITES]),
     ),
     suite("unit", Need::Services, 900, Work::Commands(&[UNIT])),
+    suite("seeds", Need::Nothing, 600, Work::Commands(&[SEEDS])),
     suite("charts", Need::Nothing, 300, Work::Commands(CHARTS)),
     suite("local", Need::Local, 600, Work::Commands(&[LOCAL])),
     suite("kind", Need::Kind, 1_500, Work::Commands(&[KIND])),
@@ -111,6 +112,22 @@ const LINT_SUITES: &[&str] = &[
     "warnings",
 ];
 const UNIT: &[&str] = &["cargo", "test", "--workspace", "--locked", "--no-fail-fast"];
+/// Deliberate mistakes, which the model and the simulation must catch; in a build of their own.
+const SEEDS: &[&str] = &[
+    "cargo",
+    "test",
+    "--workspace",
+    "--locked",
+    "--features",
+    "kvcluster-sim/seeded-bugs",
+    "--test",
+    "model",
+    "--test",
+    "simulation",
+    "--",
+    "--nocapture",
+    "seeded",
+];
 const CHARTS: &[&[&str]] = &[
     &[HELM, "lint", "--strict", "charts/kvcluster"],
     &[HELM, "lint", "--strict", "charts/kvcluster-dev"],

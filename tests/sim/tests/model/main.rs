@@ -73,6 +73,7 @@ const TWO_ELECTIONS: Exploration = Exploration {
         suspicions: 2,
         ticks: 4,
         records: 4,
+        clock_percent: [100; world::NODES],
         ..QUIET
     },
     happens: &[
@@ -142,6 +143,23 @@ const HAND_OVER: Exploration = Exploration {
         ("leadership handed over", |_, world| world.seen.hand_over),
         ("a write done", |_, world| world.seen.writes_done == 1),
         ("a read by lease", |_, world| world.seen.read_by_lease),
+    ],
+};
+
+const HAND_OVER_READS: Exploration = Exploration {
+    name: "reads while leadership is handed over",
+    limits: Limits {
+        writes: 1,
+        reads: 2,
+        hand_overs: 1,
+        ticks: 2,
+        ..QUIET
+    },
+    happens: &[
+        ("leadership handed over", |_, world| world.seen.hand_over),
+        ("a read by lease", |_, world| world.seen.read_by_lease),
+        ("a read by record", |_, world| world.seen.read_by_record),
+        ("a read refused late", |_, world| world.seen.read_refused),
     ],
 };
 
@@ -251,6 +269,11 @@ fn mishaps() {
 #[test]
 fn hand_over() {
     HAND_OVER.expect_safe();
+}
+
+#[test]
+fn hand_over_reads() {
+    HAND_OVER_READS.expect_safe();
 }
 
 #[test]

@@ -4,8 +4,8 @@ use kvcluster_node::seeded::{self, Bug};
 use stateright::Checker;
 
 use super::{
-    Exploration, HAND_OVER, MISHAPS, READS_BY_LEASE, READS_BY_RECORD, RENEWED, RESTARTS, SAFE,
-    TWO_ELECTIONS,
+    Exploration, HAND_OVER, HAND_OVER_READS, MISHAPS, READS_BY_LEASE, READS_BY_RECORD, RENEWED,
+    RESTARTS, SAFE, TWO_ELECTIONS,
 };
 
 const CAUGHT_BY: [(Bug, Exploration); seeded::ALL.len()] = [
@@ -14,8 +14,8 @@ const CAUGHT_BY: [(Bug, Exploration); seeded::ALL.len()] = [
     (Bug::BaseUnchecked, RENEWED),
     (Bug::ContiguityUnchecked, READS_BY_LEASE),
     (Bug::ReadWithoutLease, READS_BY_LEASE),
-    (Bug::LeaseUnconfirmed, READS_BY_LEASE),
-    (Bug::TenureUnconfirmed, READS_BY_RECORD),
+    (Bug::LeaseUnconfirmed, HAND_OVER_READS),
+    (Bug::TenureUnconfirmed, HAND_OVER_READS),
     (Bug::RecordServesLaterReads, READS_BY_RECORD),
     (Bug::UnknownTakenAsNone, MISHAPS),
     (Bug::ReadBackTakenAsFinal, MISHAPS),

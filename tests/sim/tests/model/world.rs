@@ -249,16 +249,16 @@ impl World {
         if may(SUSPICIONS, limits.suspicions) {
             out.push(Action::Suspect(index));
         }
-        if self.leads(index) {
+        if self.may_lead(index) {
             if self.writes.len() < limits.writes {
                 out.push(Action::Write(index));
             }
             if self.reads.len() < limits.reads {
                 out.push(Action::Read(index));
             }
-            if may(HAND_OVERS, limits.hand_overs) {
-                out.push(Action::HandOver(index, (index + 1) % limits.nodes));
-            }
+        }
+        if self.leads(index) && may(HAND_OVERS, limits.hand_overs) {
+            out.push(Action::HandOver(index, (index + 1) % limits.nodes));
         }
         if !node.flying.is_empty() {
             if room {
@@ -374,6 +374,11 @@ impl World {
 
     fn leads(&self, index: usize) -> bool {
         self.nodes[index].machine.view().role == SlotRole::Leader
+    }
+
+    /// Whether the node may take itself for the leader, whether or not it still serves.
+    fn may_lead(&self, index: usize) -> bool {
+        self.nodes[index].machine.view().leader == Some(NodeId(index as u32))
     }
 
     fn arrive(&mut self, index: usize, fate: Fate) {

@@ -21,8 +21,20 @@ fn seeded_bugs_are_noticed() {
     assert_eq!(missed, BEYOND, "not noticed within {SEEDS} seeds");
 }
 
+/// The check of the product's program looks for these bytes.
+#[test]
+fn seeded_bugs_leave_a_mark() {
+    let own = std::env::current_exe().and_then(std::fs::read);
+    let (own, mark) = (own.expect("this program"), seeded::MARK.as_bytes());
+    assert!(own.windows(mark.len()).any(|bytes| bytes == mark));
+}
+
 /// What this simulation cannot see, and the exploration of all orders must.
-const BEYOND: [Bug; 1] = [
+const BEYOND: [Bug; 3] = [
     // All its nodes claim with the same lease.
     Bug::OwnLease,
+    // A stale read needs clocks that differ by more than what two messages take, and a read in that very moment.
+    Bug::LeaseWithoutMargin,
+    // A claimant that reads its own claim a lease later than its rival does.
+    Bug::LeaseFromReading,
 ];
