@@ -7,6 +7,8 @@
 mod classic;
 #[path = "local/election.rs"]
 mod election;
+#[path = "local/failover.rs"]
+mod failover;
 #[path = "local/faults.rs"]
 mod faults;
 #[path = "local/kafka_returns.rs"]
