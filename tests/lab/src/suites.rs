@@ -63,15 +63,28 @@ pub fn run(layout: &Layout, progress: &Progress, long: bool, only: &[String]) ->
     Ok(report::total(&lines).failed == 0)
 }
 
-/// Runs the measuring program.
+/// Runs the measuring program, with Kafka and PostgreSQL for its time if they do not run.
 pub fn bench(layout: &Layout, progress: &Progress, arguments: &[String]) -> Result<bool> {
+    let mut runner = Runner {
+        layout,
+        progress,
+        long: false,
+        brought: Vec::new(),
+    };
+    if runner
+        .bring(Need::Services)
+        .is_some_and(|line| line.counts.failed > 0)
+    {
+        bail!("there is nothing to measure without Kafka and PostgreSQL");
+    }
     let program = build::own::programs(layout, progress)?.join("bench");
     let status = Command::new(&program)
         .args(arguments)
         .current_dir(layout.source(""))
         .status();
-    let status = status.with_context(|| format!("cannot run {}", program.display()))?;
-    Ok(status.success())
+    let status = status.with_context(|| format!("cannot run {}", program.display()));
+    runner.take_down(&[])?;
+    Ok(status?.success())
 }
 
 struct Runner<'a> {

@@ -22,6 +22,8 @@ const LONGEST: Duration = Duration::from_secs(10);
 const KILL_LIMIT: Duration = Duration::from_secs(5);
 /// Load on a slot after its leader was replaced, before the next one dies.
 const BETWEEN: Duration = Duration::from_millis(300);
+/// The slowest replacements that are printed each.
+const SLOWEST_SHOWN: usize = 5;
 /// Pause after a write that was not acknowledged: short against what is measured.
 const RETRY_PAUSE: Duration = Duration::from_millis(5);
 
@@ -30,6 +32,17 @@ struct Written {
     begin: Instant,
     end: Instant,
     outcome: Outcome,
+}
+
+/// One leader's death.
+#[derive(Debug)]
+struct Kill {
+    at: Instant,
+    node: u32,
+    /// The slots it led.
+    led: Vec<u32>,
+    /// How long one of them took no write, at most.
+    longest: Duration,
 }
 
 #[test]
@@ -61,7 +74,7 @@ fn writes_go_on_soon_after_a_leader_was_killed() -> Result<()> {
             .collect();
         (kills, histories)
     });
-    let kills = kills?;
+    let mut kills = kills?;
     let mut gaps = Vec::new();
     let (mut acknowledged, mut unknown) = (0, 0);
     for (slot, (history, key)) in histories.into_iter().zip(&keys).enumerate() {
@@ -71,16 +84,16 @@ fn writes_go_on_soon_after_a_leader_was_killed() -> Result<()> {
             acknowledged += i64::from(write.outcome == Outcome::Acknowledged);
             unknown += i64::from(matches!(write.outcome, Outcome::Unknown(_)));
         }
-        for (killed_at, led) in kills
-            .iter()
-            .filter(|(_, led)| led.contains(&u32::try_from(slot).unwrap_or_default()))
-        {
+        let slot = u32::try_from(slot)?;
+        for kill in kills.iter_mut().filter(|kill| kill.led.contains(&slot)) {
             let first = history
                 .iter()
-                .find(|write| write.begin >= *killed_at && write.outcome == Outcome::Acknowledged);
+                .find(|write| write.begin >= kill.at && write.outcome == Outcome::Acknowledged);
             let first =
-                first.with_context(|| format!("slot {slot} of {led:?} took no write again"))?;
-            gaps.push(first.end - *killed_at);
+                first.with_context(|| format!("slot {slot} took no write after {kill:?}"))?;
+            let gap = first.end - kill.at;
+            kill.longest = kill.longest.max(gap);
+            gaps.push(gap);
         }
     }
     let after = check::decode_log(lab.kafka()?, &topic)?;
@@ -100,6 +113,15 @@ fn writes_go_on_soon_after_a_leader_was_killed() -> Result<()> {
         percentile(99),
         percentile(100)
     );
+    kills.sort_by_key(|kill| std::cmp::Reverse(kill.longest));
+    for kill in kills.iter().take(SLOWEST_SHOWN) {
+        println!(
+            "failover: node {} with {} slots: {} ms",
+            kill.node,
+            kill.led.len(),
+            kill.longest.as_millis()
+        );
+    }
     ensure!(
         gaps.last().is_some_and(|longest| *longest <= LONGEST),
         "a slot took no write for longer than {LONGEST:?}"
@@ -107,8 +129,8 @@ fn writes_go_on_soon_after_a_leader_was_killed() -> Result<()> {
     Ok(())
 }
 
-/// Kills the leader of most slots, starts it again, and so on; when each died and which slots it led.
-fn kill_leaders() -> Result<Vec<(Instant, Vec<u32>)>> {
+/// Kills the leader of most slots, starts it again, and so on.
+fn kill_leaders() -> Result<Vec<Kill>> {
     let mut kills = Vec::new();
     for _ in 0..KILLS {
         let lab = Lab::local()?;
@@ -121,9 +143,14 @@ fn kill_leaders() -> Result<Vec<(Instant, Vec<u32>)>> {
             .and_then(|node| node.pid)
             .context("it runs")?
             .to_string();
-        let killed_at = Instant::now();
+        let at = Instant::now();
         processes::output(Command::new("kill").args(["-9", &pid]), KILL_LIMIT)?;
-        kills.push((killed_at, led));
+        kills.push(Kill {
+            at,
+            node: victim,
+            led,
+            longest: Duration::ZERO,
+        });
         election::settled(&lab, Some(victim), SETTLE_LIMIT)?;
         thread::sleep(BETWEEN);
         lab::start(&format!("node-{victim}"))?;
