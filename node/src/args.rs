@@ -113,6 +113,9 @@ pub struct DecodeLogArgs {
     /// Log id, 16 hexadecimal digits; without it the first record of each partition decides
     #[arg(long, env = environment::LOG_ID)]
     pub log_id: Option<LogId>,
+    /// Print every change that counts instead, one JSON object per line: partition, offset, key, value (null: deleted)
+    #[arg(long)]
+    pub effects: bool,
 }
 
 /// What a process was asked to do.

@@ -23,6 +23,9 @@ const CONNECT_MS: u64 = 500;
 const IDLE_SECONDS: u64 = 20;
 /// Idle connections kept per node: as many as a busy node uses at a time.
 const IDLE_CONNECTIONS_PER_NODE: usize = 256;
+/// Longest time that sent bytes stay unacknowledged, milliseconds: after a cut of the network TCP would try again ever more
+/// rarely, and what is asked over a kept-open connection would wait as long again as the cut lasted.
+const UNACKNOWLEDGED_MS: u64 = 1_500;
 /// Silence after which TCP probes a connection, seconds.
 const KEEPALIVE_SECONDS: u64 = 15;
 
@@ -65,6 +68,7 @@ impl Peers {
         let mut connector = HttpConnector::new();
         connector.set_connect_timeout(Some(Duration::from_millis(CONNECT_MS)));
         connector.set_nodelay(true);
+        connector.set_tcp_user_timeout(Some(Duration::from_millis(UNACKNOWLEDGED_MS)));
         connector.set_keepalive(Some(Duration::from_secs(KEEPALIVE_SECONDS)));
         let client = Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())

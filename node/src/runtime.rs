@@ -7,6 +7,7 @@ pub mod registry;
 mod replica;
 
 use std::convert::Infallible;
+use std::io::{BufWriter, Write as _};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -24,6 +25,7 @@ use tracing::{error, info, warn};
 use crate::api::{self, Api, Readiness, Routers};
 use crate::args::{DecodeLogArgs, NodeArgs, Reads};
 use crate::assignment::{self, Cluster, Following};
+use crate::log::decode::{self, Change};
 use crate::log::{self, KafkaLog, KafkaLogConfig, Log, Sink};
 use crate::metrics::Metrics;
 use crate::service::Slots;
@@ -69,9 +71,18 @@ struct Node {
 
 /// Prints what a log holds.
 pub fn decode_log(args: &DecodeLogArgs) -> anyhow::Result<()> {
-    let report = log::decode::decode(&args.bootstrap, &args.topic, args.log_id)?;
-    println!("{}", serde_json::to_string_pretty(&report)?);
-    Ok(())
+    let mut lines = BufWriter::new(std::io::stdout().lock());
+    let print = |change: Change<'_>| {
+        if args.effects {
+            writeln!(lines, "{}", serde_json::to_string(&change)?)?;
+        }
+        Ok(())
+    };
+    let report = decode::decode(&args.bootstrap, &args.topic, args.log_id, print)?;
+    if !args.effects {
+        writeln!(lines, "{}", serde_json::to_string_pretty(&report)?)?;
+    }
+    Ok(lines.flush()?)
 }
 
 /// Runs a node until it is asked to stop. An error means that it cannot go on.

@@ -23,6 +23,10 @@ use crate::plan::{Step, plan};
 use crate::secret_text::{self, SecretText};
 use crate::{execute, scram};
 
+/// Copies of each record where there are enough brokers, and how many must be in sync: Kafka's usual ones.
+const REPLICAS: i32 = 3;
+const IN_SYNC: i32 = 2;
+
 /// Steps that a first start takes are about 5 + 2 per node; more passes than this mean that a step does not take effect.
 const PASSES_MAX: usize = 500;
 /// Between two looks at topics that have no leaders yet.
@@ -42,7 +46,7 @@ pub struct LocalArgs {
     /// Kafka's bootstrap servers.
     #[arg(long)]
     kafka: String,
-    /// Number of brokers: topics get at most so many replicas.
+    /// Number of brokers: topics get so many replicas, at most 3, of which 2 must be in sync.
     #[arg(long, default_value_t = 1)]
     brokers: i32,
     /// URL of a PostgreSQL role that may create roles and schemas; used for all instances of the manifest.
@@ -165,8 +169,9 @@ fn target(args: &LocalArgs, cluster: &KvCluster, kept: &Kept) -> anyhow::Result<
     spec.nodes = args.nodes.unwrap_or(spec.nodes);
     spec.replication = spec.replication.min(spec.nodes);
     spec.kafka.bootstrap_servers.clone_from(&args.kafka);
-    spec.kafka.replication_factor = spec.kafka.replication_factor.min(args.brokers);
-    spec.kafka.min_in_sync_replicas = spec.kafka.min_in_sync_replicas.min(args.brokers);
+    // The sample is for one broker; with more of them, what a real Kafka would have.
+    spec.kafka.replication_factor = args.brokers.min(REPLICAS);
+    spec.kafka.min_in_sync_replicas = args.brokers.min(IN_SYNC);
     spec.paused = false;
     cluster.status.get_or_insert_default().log_id = kept.log_id.map(|id| id.to_string());
     let mut target = Target::of(&cluster)?;

@@ -1,5 +1,6 @@
 //! Reads a whole log topic and judges it as every replica does: what `kvcluster-node decode-log` prints.
 
+use std::borrow::Cow;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
@@ -68,6 +69,19 @@ pub struct Counts {
     pub deletes: u64,
 }
 
+/// A change that counts, as text: what is not UTF-8 shows replacement characters.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+pub struct Change<'a> {
+    /// Its partition.
+    pub partition: i32,
+    /// Its record.
+    pub offset: i64,
+    /// The key.
+    pub key: Cow<'a, str>,
+    /// The value; none when the key is deleted.
+    pub value: Option<Cow<'a, str>>,
+}
+
 /// Judges the records of one partition, in order.
 struct Judging {
     position: SlotPosition,
@@ -75,8 +89,14 @@ struct Judging {
     counts: Counts,
 }
 
-/// Reads the topic from its start to where it ends now. Without `log_id`, the first record that names one decides.
-pub fn decode(bootstrap: &str, topic: &str, log_id: Option<LogId>) -> anyhow::Result<Report> {
+/// Reads the topic from its start to where it ends now. Without `log_id`, the first record that names one decides. Each
+/// change that counts is `seen`, in the order of its partition.
+pub fn decode(
+    bootstrap: &str,
+    topic: &str,
+    log_id: Option<LogId>,
+    mut seen: impl FnMut(Change<'_>) -> anyhow::Result<()>,
+) -> anyhow::Result<Report> {
     let client: BaseConsumer = settings::consumer(bootstrap, "kvcluster-decode-log").create()?;
     let metadata = client
         .fetch_metadata(Some(topic), TIMEOUT)
@@ -100,7 +120,7 @@ pub fn decode(bootstrap: &str, topic: &str, log_id: Option<LogId>) -> anyhow::Re
         totals: Counts::default(),
     };
     for partition in numbers {
-        let read = decode_partition(&client, topic, partition, log_id)
+        let read = decode_partition(&client, topic, partition, log_id, &mut seen)
             .with_context(|| format!("read partition {partition}"))?;
         report.totals.add(&read.counts);
         report.partitions.push(read);
@@ -113,6 +133,7 @@ fn decode_partition(
     topic: &str,
     partition: i32,
     log_id: Option<LogId>,
+    seen: &mut impl FnMut(Change<'_>) -> anyhow::Result<()>,
 ) -> anyhow::Result<PartitionReport> {
     let (start, end) = client.fetch_watermarks(topic, partition, TIMEOUT)?;
     let mut list = TopicPartitionList::new();
@@ -127,7 +148,10 @@ fn decode_partition(
                 let bytes = message
                     .payload()
                     .map_or_else(Bytes::new, Bytes::copy_from_slice);
-                judging.see(Offset(message.offset()), &bytes)?;
+                let offset = message.offset();
+                for effect in judging.see(Offset(offset), &bytes)? {
+                    seen(Change::new(partition, offset, &effect))?;
+                }
             }
             Some(Ok(message)) if message.partition() == partition => judging.pass_over_to(end),
             Some(Err(KafkaError::PartitionEOF(number))) if number == partition => {
@@ -165,7 +189,8 @@ impl Judging {
         self.position.next_offset = Offset(offset);
     }
 
-    fn see(&mut self, offset: Offset, bytes: &Bytes) -> anyhow::Result<()> {
+    /// Judges a record; its changes if it counts.
+    fn see(&mut self, offset: Offset, bytes: &Bytes) -> anyhow::Result<Vec<Effect>> {
         self.pass_over_to(offset.0);
         let entry = Entry::read(bytes).with_context(|| format!("read record {offset}"))?;
         let log_id = match (&entry, self.log_id) {
@@ -177,9 +202,29 @@ impl Judging {
         match entry {
             Entry::Foreign => self.counts.foreign += 1,
             Entry::Ours(_) if verdict != Verdict::Valid => self.counts.ignored += 1,
-            Entry::Ours(record) => self.counts.count(&record.body),
+            Entry::Ours(record) => {
+                self.counts.count(&record.body);
+                if let Body::Command { effects, .. } = record.body {
+                    return Ok(effects);
+                }
+            }
         }
-        Ok(())
+        Ok(Vec::new())
+    }
+}
+
+impl<'a> Change<'a> {
+    fn new(partition: i32, offset: i64, effect: &'a Effect) -> Self {
+        let value = match effect {
+            Effect::Put { value, .. } => Some(String::from_utf8_lossy(value)),
+            Effect::Delete { .. } => None,
+        };
+        Self {
+            partition,
+            offset,
+            key: String::from_utf8_lossy(effect.key()),
+            value,
+        }
     }
 }
 
@@ -292,7 +337,9 @@ mod tests {
             ),
         ];
         for (offset, bytes) in &records {
-            judging.see(Offset(*offset), bytes).expect("reads");
+            let changes = judging.see(Offset(*offset), bytes).expect("reads");
+            let counts = if *offset == 4 { 2 } else { 0 };
+            assert_eq!(changes.len(), counts, "record {offset}");
         }
         judging.pass_over_to(9);
         let expected = Counts {

@@ -63,6 +63,19 @@ pub enum Command {
         #[arg(long, default_value = "KILL")]
         signal: String,
     },
+    /// Drop the packets that a node or broker of `local` sends to others, until `heal`
+    Cut {
+        /// The part: kafka-0, node-0, …
+        name: String,
+        /// From whom: kafka, postgres, node (all of that kind), or a part
+        #[arg(long, value_name = "PART")]
+        from: String,
+        /// Its packets arrive, and the answers to them do not
+        #[arg(long)]
+        answers: bool,
+    },
+    /// Take back every cut
+    Heal,
 }
 
 /// Store nodes of `local` unless told otherwise: as many as the sample has.

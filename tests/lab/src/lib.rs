@@ -43,6 +43,15 @@ pub fn run(args: Args) -> Result<bool> {
         Command::Bench { arguments } => suites::bench(&layout, &progress, &arguments),
         Command::Start { name } => local::start_part(&layout, &progress, &name).map(|()| true),
         Command::Kill { name, signal } => local::kill_part(&layout, &name, &signal).map(|()| true),
+        Command::Cut {
+            name,
+            from,
+            answers,
+        } => local::cut_part(&layout, &name, &from, answers).map(|()| true),
+        Command::Heal => {
+            println!("{} packets were dropped", local::cuts::heal()?);
+            Ok(true)
+        }
         Command::Down { only } => down::run(&layout, &progress, only).map(|()| true),
     }
 }

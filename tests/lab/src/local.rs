@@ -3,6 +3,7 @@
 //! `<run>/local/lab.json` names every part with what it takes to start it again, so that a test can kill one and bring
 //! it back. This module decides what runs; [`kafka`], [`postgres`] and [`nodes`] know how.
 
+pub mod cuts;
 pub mod kafka;
 pub mod nodes;
 pub mod parts;
@@ -171,11 +172,18 @@ pub fn kill_part(layout: &Layout, name: &str, signal: &str) -> Result<()> {
     Lab::load(layout)?.part_mut(name)?.signal(signal)
 }
 
+/// Drops what a part sends to others, or the answers to it.
+pub fn cut_part(layout: &Layout, name: &str, target: &str, answers: bool) -> Result<()> {
+    let _lock = layout.lock(cache::LOCAL)?;
+    cuts::cut(&mut Lab::load(layout)?, name, target, answers)
+}
+
 /// Stops every part and removes its data.
 pub fn stop(layout: &Layout, progress: &Progress) -> Result<()> {
     let _lock = layout.lock(cache::LOCAL)?;
     let lab = Lab::load(layout)?;
     if !lab.parts.is_empty() {
+        cuts::heal()?;
         progress.step("stop the local processes", |step| {
             lab.parts.iter().rev().try_for_each(|part| {
                 step.detail(&part.name);

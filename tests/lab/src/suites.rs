@@ -10,6 +10,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 
+use crate::args::LocalOptions;
 use crate::build::go::HELM;
 use crate::cache::Layout;
 use crate::cluster::Cluster;
@@ -114,7 +115,10 @@ impl Runner<'_> {
             _ => local::up(
                 self.layout,
                 self.progress,
-                &lab.options(need == Need::Services),
+                &LocalOptions {
+                    brokers: need.brokers(),
+                    ..lab.options(need == Need::Services)
+                },
             ),
         };
         let failed = u32::from(result.is_err());
@@ -222,7 +226,7 @@ impl Runner<'_> {
         if let Some(mode) = suite.need.mode() {
             command.env("KVCLUSTER_LAB_MODE", mode);
         }
-        if suite.need.shares_with(Need::Local) {
+        if suite.need.mode() == Need::Local.mode() {
             command.env(POSTGRES_VARIABLE, local::postgres::URL);
             command.env(KAFKA_VARIABLE, Lab::load(self.layout)?.kafka());
         }

@@ -69,6 +69,11 @@ pub struct Connection {
 impl Connection {
     /// Connects to a base URL such as `http://127.0.0.1:8080`.
     pub fn open(base: &str) -> Result<Self, Failure> {
+        Self::open_within(base, READ_LIMIT)
+    }
+
+    /// The same, with another longest wait for bytes of an answer.
+    pub fn open_within(base: &str, limit: Duration) -> Result<Self, Failure> {
         let authority = base
             .trim_start_matches("http://")
             .trim_end_matches('/')
@@ -80,7 +85,7 @@ impl Connection {
                 .ok_or(io::ErrorKind::NotFound)?;
             let stream = TcpStream::connect_timeout(&address, CONNECT_LIMIT)?;
             stream.set_nodelay(true)?;
-            stream.set_read_timeout(Some(READ_LIMIT))?;
+            stream.set_read_timeout(Some(limit))?;
             stream.set_write_timeout(Some(READ_LIMIT))?;
             Ok(BufReader::new(stream))
         };

@@ -95,6 +95,11 @@ impl Lab {
         self.kafka.as_deref().context("the lab names no Kafka")
     }
 
+    /// How many Kafka brokers there are.
+    pub fn brokers(&self) -> Result<usize> {
+        Ok(self.kafka()?.split(',').count())
+    }
+
     /// URL of PostgreSQL's administrator.
     pub fn postgres(&self) -> Result<&str> {
         self.postgres
@@ -147,6 +152,30 @@ pub fn kill(part: &str) -> Result<()> {
 /// Starts a part of `local` that was killed.
 pub fn start(part: &str) -> Result<()> {
     command(&["start", part]).map(drop)
+}
+
+/// Sends a signal to a part of `local`; returns when a part that it ends is gone.
+pub fn signal(part: &str, signal: &str) -> Result<()> {
+    command(&["kill", part, "--signal", signal]).map(drop)
+}
+
+/// Drops what a part of `local` sends to `target`, or only the answers to it, until [`heal`].
+pub fn cut(part: &str, target: &str, answers: bool) -> Result<()> {
+    let mut arguments = vec!["cut", part, "--from", target];
+    if answers {
+        arguments.push("--answers");
+    }
+    command(&arguments).map(drop)
+}
+
+/// Takes back every cut; how many packets they dropped.
+pub fn heal() -> Result<u64> {
+    let text = command(&["heal"])?;
+    let count = text
+        .split_whitespace()
+        .next()
+        .and_then(|word| word.parse().ok());
+    count.with_context(|| format!("`cargo lab heal` printed {text:?}"))
 }
 
 fn command(arguments: &[&str]) -> Result<String> {

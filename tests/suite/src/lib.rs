@@ -6,6 +6,8 @@
 pub mod bench;
 pub mod check;
 pub mod election;
+pub mod fault;
+pub mod history;
 pub mod http;
 pub mod kube;
 pub mod lab;

@@ -259,13 +259,23 @@ fn attempt_value(value: &str, attempt: u32) -> String {
 
 /// What an answer to a PUT means; strict about what an error must carry.
 pub fn judge(answer: Result<Answer, Failure>) -> Outcome {
+    judge_as(answer, |answer| {
+        answer.status == 200 && answer.body == b"PUT success"
+    })
+}
+
+/// What an answer to any request means; `is_success` knows the answers that mean success.
+pub fn judge_as(
+    answer: Result<Answer, Failure>,
+    is_success: impl FnOnce(&Answer) -> bool,
+) -> Outcome {
     let answer = match answer {
         Ok(answer) => answer,
         Err(error @ Failure::NotConnected(_)) => return Outcome::None(error.to_string()),
         Err(error @ Failure::Broken(_)) => return Outcome::Unknown(error.to_string()),
     };
     match answer.status {
-        200 if answer.body == b"PUT success" => Outcome::Acknowledged,
+        _ if is_success(&answer) => Outcome::Acknowledged,
         429 | 503 => {
             judge_problem(&answer).unwrap_or_else(|error| Outcome::Wrong(error.to_string()))
         }

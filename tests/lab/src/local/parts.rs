@@ -12,7 +12,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::args::{self, LocalOptions};
 use crate::cache::{self, Layout};
-use crate::local::kafka;
+use crate::local::{cuts, kafka};
+use crate::machine::is_root;
 use crate::shell;
 
 /// How long a part may take until it answers: Kafka needs 3 to 6 s on two busy cores.
@@ -35,7 +36,7 @@ pub struct Lab {
 }
 
 /// One process.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Part {
     /// `kafka-0`, `postgres`, `node-0`, …
     pub name: String,
@@ -141,12 +142,21 @@ impl Lab {
 }
 
 impl Part {
-    /// Starts the process below a shell that outlives the lab and reaps it: PostgreSQL takes a zombie for a server that
+    /// Starts the process, in a group of its own where connections can be cut by it, below a shell that outlives the lab and reaps it: PostgreSQL takes a zombie for a server that
     /// still runs, and not every machine's first process reaps at once.
     pub fn start(&mut self) -> Result<()> {
         drop(shell::open_log(&self.log)?);
+        let group = cuts::group_of(&self.name).filter(|_| is_root());
+        let in_group = group.map(|group| {
+            [
+                "setpriv".to_owned(),
+                format!("--regid={group}"),
+                "--clear-groups".to_owned(),
+            ]
+        });
         let mut keeper = shell::command(&["sh", "-c", KEEPER, "sh"])
             .arg(&self.log)
+            .args(in_group.iter().flatten())
             .args(&self.argv)
             .envs(&self.env)
             .current_dir(&self.cwd)
@@ -185,7 +195,7 @@ impl Part {
         program.is_ok_and(|file| file.to_string_lossy().ends_with(" (deleted)"))
     }
 
-    /// Sends a signal; after `KILL` (or 9) waits until the process is gone.
+    /// Sends a signal; after one that ends the process, waits until it is gone.
     pub fn signal(&self, signal: &str) -> Result<()> {
         let Some(pid) = self.pid.filter(|_| self.is_running()) else {
             bail!("{} does not run", self.name);
@@ -197,10 +207,11 @@ impl Part {
         }
         let script = format!("kill -{} {pid}", signal.trim_start_matches("SIG"));
         shell::output(&mut shell::command(&["sh", "-c", &script]))?;
-        if ["KILL", "SIGKILL", "9"].contains(&signal) {
-            self.wait_until_gone(KILL_LIMIT)?;
+        match signal.trim_start_matches("SIG") {
+            "KILL" | "9" => self.wait_until_gone(KILL_LIMIT),
+            "TERM" | "15" | "INT" | "2" => self.wait_until_gone(STOP_LIMIT),
+            _ => Ok(()),
         }
-        Ok(())
     }
 
     /// Asks the process to stop, and kills it if it does not.
@@ -210,11 +221,11 @@ impl Part {
         }
         // A stopped (SIGSTOP) process handles nothing else before it continues. The part may end in between.
         let _ = self.signal("CONT");
-        let _ = self.signal(self.stop_signal());
-        match self.wait_until_gone(STOP_LIMIT) {
-            Ok(()) => Ok(()),
-            Err(_) => self.signal("KILL"),
+        let ended = self.signal(self.stop_signal());
+        if ended.is_err() && self.is_running() {
+            return self.signal("KILL");
         }
+        Ok(())
     }
 
     /// PostgreSQL waits for its clients after TERM. Kafka waits for the other brokers, although its data goes with it.

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 
+use crate::args;
+
 /// Stands for the lab's own helm in a command.
 pub const HELM: &str = "<helm>";
 
@@ -16,6 +18,8 @@ pub enum Need {
     Services,
     /// The store and its services as plain processes.
     Local,
+    /// The same with three brokers.
+    ThreeBrokers,
     /// A kind cluster.
     Kind,
 }
@@ -47,11 +51,14 @@ pub struct Suite {
 /// Real input: 34,924 lines that Unicode is made of.
 const INPUT: &[(&str, &str)] = &[("unicode-data", "/usr/share/unicode/UnicodeData.txt")];
 
+/// What cuts connections.
+const FILTER: &[(&str, &str)] = &[("iptables", "/usr/sbin/iptables")];
+
 const fn suite(name: &'static str, need: Need, budget_seconds: u64, work: Work) -> Suite {
-    let packages = if matches!(need, Need::Local | Need::Kind) {
-        INPUT
-    } else {
-        &[]
+    let packages = match need {
+        Need::Local | Need::Kind => INPUT,
+        Need::ThreeBrokers => FILTER,
+        Need::Nothing | Need::Services => &[],
     };
     Suite {
         name,
@@ -62,7 +69,7 @@ const fn suite(name: &'static str, need: Need, budget_seconds: u64, work: Work) 
     }
 }
 
-const SUITES: [Suite; 8] = [
+const SUITES: [Suite; 9] = [
     suite(
         "format",
         Need::Nothing,
@@ -80,6 +87,12 @@ const SUITES: [Suite; 8] = [
     suite("seeds", Need::Nothing, 600, Work::Commands(&[SEEDS])),
     suite("charts", Need::Nothing, 300, Work::Commands(CHARTS)),
     suite("local", Need::Local, 600, Work::Commands(&[LOCAL])),
+    suite(
+        "histories",
+        Need::ThreeBrokers,
+        900,
+        Work::Commands(&[HISTORIES]),
+    ),
     suite("kind", Need::Kind, 1_500, Work::Commands(&[KIND])),
 ];
 
@@ -105,6 +118,8 @@ const LINT_SUITES: &[&str] = &[
     "charts",
     "--test",
     "local",
+    "--test",
+    "histories",
     "--test",
     "kind",
     "--",
@@ -166,6 +181,17 @@ const LOCAL: &[&str] = &[
     "--",
     "--test-threads=1",
 ];
+const HISTORIES: &[&str] = &[
+    "cargo",
+    "test",
+    "--workspace",
+    "--locked",
+    "--test",
+    "histories",
+    "--",
+    "--test-threads=1",
+    "--nocapture",
+];
 const KIND: &[&str] = &[
     "cargo",
     "test",
@@ -184,20 +210,30 @@ impl Need {
             Self::Nothing => None,
             Self::Services => Some(("(services)", Duration::from_mins(5))),
             Self::Local => Some(("(local)", Duration::from_mins(10))),
+            Self::ThreeBrokers => Some(("(three brokers)", Duration::from_mins(10))),
             Self::Kind => Some(("(up)", Duration::from_mins(40))),
         }
     }
 
     /// Whether what this needs and what another needs go away together.
     pub fn shares_with(self, other: Self) -> bool {
-        self.mode() == other.mode()
+        self.mode() == other.mode() && self.brokers() == other.brokers()
+    }
+
+    /// How many brokers a suite runs against.
+    pub fn brokers(self) -> u16 {
+        if self == Self::ThreeBrokers {
+            3
+        } else {
+            args::USUAL_BROKERS
+        }
     }
 
     /// What `cargo lab status` should speak of inside the suite.
     pub fn mode(self) -> Option<&'static str> {
         match self {
             Self::Nothing => None,
-            Self::Services | Self::Local => Some("local"),
+            Self::Services | Self::Local | Self::ThreeBrokers => Some("local"),
             Self::Kind => Some("kind"),
         }
     }
@@ -247,6 +283,13 @@ mod tests {
     fn what_needs_most_runs_last() {
         assert!(Need::Services.shares_with(Need::Local) && !Need::Local.shares_with(Need::Kind));
         let needs: Vec<Need> = SUITES.iter().map(|suite| suite.need).collect();
-        assert_eq!(needs[needs.len() - 2..], [Need::Local, Need::Kind]);
+        assert_eq!(
+            needs[needs.len() - 3..],
+            [Need::Local, Need::ThreeBrokers, Need::Kind]
+        );
+        assert!(
+            !Need::Local.shares_with(Need::ThreeBrokers),
+            "another size is another store"
+        );
     }
 }

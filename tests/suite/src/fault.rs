@@ -1,0 +1,386 @@
+//! Faults of a running local store: each is made, held for a while and taken back, and says what shows that it happened.
+
+use std::process::Command;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use fastrand::Rng;
+use kvcluster_crds::NodeId;
+
+use crate::lab::{self, Lab, SCHEMA_PREFIX};
+use crate::{check, election, processes};
+
+/// Longest run of `kill`.
+const KILL_LIMIT: Duration = Duration::from_secs(5);
+
+/// A kind of fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Fault {
+    /// SIGKILL of the node that leads most slots, and its return.
+    LeaderKilled,
+    /// SIGKILL of two nodes of three, and their return.
+    MajorityKilled,
+    /// SIGKILL of all nodes, and their return.
+    AllNodesKilled,
+    /// The node that leads most slots gives its slots away, ends, and returns.
+    LeaderStopsGracefully,
+    /// SIGSTOP of the node that leads most slots until long after its lease, then SIGCONT.
+    LeaderPaused,
+    /// The same, shorter than its lease.
+    LeaderPausedShortly,
+    /// SIGSTOP of all nodes past their leases, then SIGCONT: a machine that was suspended.
+    AllNodesPaused,
+    /// What the leader of most slots sends to Kafka is lost.
+    CutFromKafka,
+    /// Kafka gets what the leader of most slots sends, and its answers are lost.
+    KafkaAnswersLost,
+    /// What a node sends to PostgreSQL is lost.
+    CutFromPostgres,
+    /// PostgreSQL gets what a node sends, and its answers are lost: commits of unknown outcome.
+    PostgresAnswersLost,
+    /// What a node sends to other nodes is lost.
+    CutFromPeers,
+    /// What other nodes send to the leader of most slots is lost.
+    PeersCutFromLeader,
+    /// SIGKILL of a broker of three, and its return.
+    BrokerKilled,
+    /// A broker ends after giving its partitions away, and returns.
+    BrokerStopsGracefully,
+    /// SIGSTOP of a broker, then SIGCONT.
+    BrokerPaused,
+    /// A broker's packets to the other brokers are lost.
+    BrokerIsolated,
+    /// SIGKILL of PostgreSQL, and its return.
+    PostgresKilled,
+    /// PostgreSQL ends, rolling back what is open, and returns.
+    PostgresRestarted,
+    /// PostgreSQL ends every connection of a node.
+    ConnectionsEnded,
+    /// A lock that a flush needs is held: a statement that takes long.
+    FlushBlocked,
+    /// SIGSTOP of the PostgreSQL processes that serve a node: its statements hang.
+    StatementsHang,
+    /// Clients give up after a few milliseconds, in the middle of what they asked for.
+    ClientsGiveUp,
+}
+
+/// Every kind.
+pub const ALL: [Fault; 23] = [
+    Fault::LeaderKilled,
+    Fault::CutFromKafka,
+    Fault::LeaderPaused,
+    Fault::BrokerKilled,
+    Fault::PostgresAnswersLost,
+    Fault::LeaderStopsGracefully,
+    Fault::KafkaAnswersLost,
+    Fault::PostgresKilled,
+    Fault::CutFromPeers,
+    Fault::MajorityKilled,
+    Fault::BrokerPaused,
+    Fault::FlushBlocked,
+    Fault::ClientsGiveUp,
+    Fault::AllNodesPaused,
+    Fault::CutFromPostgres,
+    Fault::PeersCutFromLeader,
+    Fault::BrokerIsolated,
+    Fault::ConnectionsEnded,
+    Fault::AllNodesKilled,
+    Fault::LeaderPausedShortly,
+    Fault::BrokerStopsGracefully,
+    Fault::PostgresRestarted,
+    Fault::StatementsHang,
+];
+
+/// What a fault is done to.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Of {
+    Nodes,
+    Connections,
+    Brokers,
+    Postgres,
+    Clients,
+}
+
+impl Fault {
+    /// Whether it cuts connections. All cuts are taken back together, so only one such fault can be held at a time.
+    fn cuts(self) -> bool {
+        self.of() == Of::Connections
+    }
+
+    /// Whether both can be held at the same time.
+    pub fn goes_with(self, other: Self) -> bool {
+        self.of() != other.of()
+    }
+
+    fn of(self) -> Of {
+        match self {
+            Self::LeaderKilled
+            | Self::MajorityKilled
+            | Self::AllNodesKilled
+            | Self::LeaderStopsGracefully
+            | Self::LeaderPaused
+            | Self::LeaderPausedShortly
+            | Self::AllNodesPaused => Of::Nodes,
+            Self::CutFromKafka
+            | Self::KafkaAnswersLost
+            | Self::CutFromPostgres
+            | Self::PostgresAnswersLost
+            | Self::CutFromPeers
+            | Self::PeersCutFromLeader
+            | Self::BrokerIsolated => Of::Connections,
+            Self::BrokerKilled | Self::BrokerStopsGracefully | Self::BrokerPaused => Of::Brokers,
+            Self::PostgresKilled
+            | Self::PostgresRestarted
+            | Self::ConnectionsEnded
+            | Self::FlushBlocked
+            | Self::StatementsHang => Of::Postgres,
+            Self::ClientsGiveUp => Of::Clients,
+        }
+    }
+}
+
+/// A fault, and how long it is held.
+#[derive(Clone, Copy, Debug)]
+pub struct Plan {
+    /// The kind.
+    pub fault: Fault,
+    /// How long.
+    pub held: Duration,
+    /// Chooses what is hit.
+    pub seed: u64,
+}
+
+/// What a fault did.
+#[derive(Clone, Debug)]
+pub struct Done {
+    /// What it hit.
+    pub target: String,
+    /// What shows that it happened.
+    pub evidence: String,
+    /// Whether it happened: beside another fault it may find nothing to hit.
+    pub fired: bool,
+}
+
+impl Plan {
+    /// A plan of that kind whose time fits it.
+    pub fn new(fault: Fault, rng: &mut Rng) -> Self {
+        let milliseconds = match fault {
+            Fault::LeaderPausedShortly => 100..400,
+            Fault::LeaderPaused | Fault::AllNodesPaused => 900..2_500,
+            Fault::BrokerPaused | Fault::BrokerIsolated => 1_500..3_500,
+            _ => 300..2_500,
+        };
+        Self {
+            fault,
+            held: Duration::from_millis(rng.u64(milliseconds)),
+            seed: rng.u64(..),
+        }
+    }
+
+    /// Makes the fault, holds it, and takes it back. `give_up` turns the clients' impatience on and off.
+    pub fn run(&self, give_up: &dyn Fn(bool)) -> Result<Done> {
+        let done = self.act(give_up).with_context(|| format!("{self:?}"));
+        if !self.fault.cuts() {
+            return done;
+        }
+        // Whatever went wrong on the way, no cut stays.
+        let dropped = lab::heal()?;
+        let mut done = done?;
+        done.fired = dropped > 0;
+        done.evidence = format!("{dropped} packets dropped");
+        Ok(done)
+    }
+
+    fn act(&self, give_up: &dyn Fn(bool)) -> Result<Done> {
+        let mut rng = Rng::with_seed(self.seed);
+        let lab = Lab::local()?;
+        let node = lab.nodes[rng.usize(..lab.nodes.len())].id;
+        let broker = format!("kafka-{}", rng.usize(..lab.brokers()?));
+        match self.fault {
+            Fault::LeaderKilled => self.kill(&[leader(&lab)]),
+            Fault::MajorityKilled => {
+                let nodes = lab.nodes.iter().map(|node| name(node.id));
+                let mut nodes: Vec<String> = nodes.collect();
+                rng.shuffle(&mut nodes);
+                nodes.truncate(lab.nodes.len() / 2 + 1);
+                self.kill(&nodes)
+            }
+            Fault::AllNodesKilled => {
+                let nodes = lab.nodes.iter().map(|node| name(node.id));
+                self.kill(&nodes.collect::<Vec<_>>())
+            }
+            Fault::LeaderStopsGracefully => stop(&leader(&lab), "TERM"),
+            Fault::LeaderPaused | Fault::LeaderPausedShortly => self.pause(&[leader(&lab)]),
+            Fault::AllNodesPaused => {
+                let nodes = lab.nodes.iter().map(|node| name(node.id));
+                self.pause(&nodes.collect::<Vec<_>>())
+            }
+            Fault::CutFromKafka => self.cut(&leader(&lab), "kafka", false),
+            Fault::KafkaAnswersLost => self.cut(&leader(&lab), "kafka", true),
+            Fault::CutFromPostgres => self.cut(&name(node), "postgres", false),
+            Fault::PostgresAnswersLost => self.cut(&name(node), "postgres", true),
+            Fault::CutFromPeers => self.cut(&name(node), "node", false),
+            Fault::PeersCutFromLeader => {
+                let leader = leader(&lab);
+                for other in lab.nodes.iter().map(|node| name(node.id)) {
+                    if other != leader {
+                        lab::cut(&other, &leader, false)?;
+                    }
+                }
+                thread::sleep(self.held);
+                Ok(Done::of(&leader, String::new()))
+            }
+            Fault::BrokerKilled => self.kill(&[broker]),
+            Fault::BrokerStopsGracefully => stop(&broker, "TERM"),
+            Fault::BrokerPaused => self.pause(&[broker]),
+            Fault::BrokerIsolated => self.cut(&broker, "kafka", false),
+            Fault::PostgresKilled => self.kill(&["postgres".to_owned()]),
+            Fault::PostgresRestarted => stop("postgres", "INT"),
+            Fault::ConnectionsEnded => end_connections(&lab, node),
+            Fault::FlushBlocked => self.block_flush(&lab, node),
+            Fault::StatementsHang => self.hang_statements(&lab, node),
+            Fault::ClientsGiveUp => {
+                give_up(true);
+                thread::sleep(self.held);
+                give_up(false);
+                Ok(Done::of("clients", format!("for {:?}", self.held)))
+            }
+        }
+    }
+
+    fn kill(&self, parts: &[String]) -> Result<Done> {
+        parts.iter().try_for_each(|part| lab::kill(part))?;
+        thread::sleep(self.held);
+        parts.iter().try_for_each(|part| lab::start(part))?;
+        Ok(Done::of(&parts.join(", "), "gone, and started".to_owned()))
+    }
+
+    fn pause(&self, parts: &[String]) -> Result<Done> {
+        for part in parts {
+            lab::signal(part, "STOP")?;
+        }
+        thread::sleep(self.held);
+        for part in parts {
+            lab::signal(part, "CONT")?;
+        }
+        Ok(Done::of(
+            &parts.join(", "),
+            format!("stood still for {:?}", self.held),
+        ))
+    }
+
+    fn cut(&self, part: &str, target: &str, answers: bool) -> Result<Done> {
+        lab::cut(part, target, answers)?;
+        thread::sleep(self.held);
+        Ok(Done::of(part, String::new()))
+    }
+
+    fn block_flush(&self, lab: &Lab, node: u32) -> Result<Done> {
+        let schema = lab.names().schema(SCHEMA_PREFIX, NodeId(node));
+        let seconds = self.held.as_secs_f64();
+        let held = format!(
+            "BEGIN; LOCK TABLE \"{schema}\".slot_state IN ACCESS EXCLUSIVE MODE; SELECT pg_sleep({seconds}); \
+             SELECT count(*) FROM pg_locks WHERE NOT granted; COMMIT"
+        );
+        let waiting = check::query(lab.postgres()?, &held)?;
+        let count = waiting.trim().parse()?;
+        Ok(Done::counted(&name(node), count, "statements waited"))
+    }
+
+    fn hang_statements(&self, lab: &Lab, node: u32) -> Result<Done> {
+        let pids = backends(lab, node)?;
+        send("STOP", &pids)?;
+        thread::sleep(self.held);
+        send("CONT", &pids)?;
+        Ok(Done::counted(
+            &name(node),
+            pids.len(),
+            "connections stood still",
+        ))
+    }
+}
+
+impl Done {
+    fn of(target: &str, evidence: String) -> Self {
+        Self {
+            target: target.to_owned(),
+            evidence,
+            fired: true,
+        }
+    }
+
+    fn counted(target: &str, count: usize, what: &str) -> Self {
+        Self {
+            target: target.to_owned(),
+            evidence: format!("{count} {what}"),
+            fired: count > 0,
+        }
+    }
+}
+
+fn name(node: u32) -> String {
+    format!("node-{node}")
+}
+
+/// The node that leads most slots, or the first that runs while nobody leads.
+fn leader(lab: &Lab) -> String {
+    let reports = lab.nodes.iter().filter_map(|node| node.status().ok());
+    let leaders = election::leaders_of(&reports.collect::<Vec<_>>());
+    name(leaders.map_or(lab.nodes[0].id, |leaders| election::busiest(&leaders)))
+}
+
+fn stop(part: &str, signal: &str) -> Result<Done> {
+    lab::signal(part, signal)?;
+    lab::start(part)?;
+    Ok(Done::of(part, format!("ended by {signal}, and started")))
+}
+
+fn end_connections(lab: &Lab, node: u32) -> Result<Done> {
+    let role = lab.names().schema(SCHEMA_PREFIX, NodeId(node));
+    let statement = format!(
+        "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE usename = '{role}'"
+    );
+    let ended = check::query(lab.postgres()?, &statement)?;
+    let count = ended.trim().parse()?;
+    Ok(Done::counted(&name(node), count, "connections ended"))
+}
+
+fn backends(lab: &Lab, node: u32) -> Result<Vec<String>> {
+    let role = lab.names().schema(SCHEMA_PREFIX, NodeId(node));
+    let statement = format!("SELECT pid FROM pg_stat_activity WHERE usename = '{role}'");
+    let pids = check::query(lab.postgres()?, &statement)?;
+    Ok(pids.split_whitespace().map(str::to_owned).collect())
+}
+
+fn send(signal: &str, pids: &[String]) -> Result<()> {
+    // One that has ended meanwhile is no reason to leave the others as they are.
+    let script = format!(
+        "for pid in {}; do kill -{signal} $pid || true; done",
+        pids.join(" ")
+    );
+    processes::output(Command::new("sh").args(["-c", &script]), KILL_LIMIT).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn no_kind_is_named_twice() {
+        assert_eq!(BTreeSet::from(ALL).len(), ALL.len());
+    }
+
+    #[test]
+    fn a_plan_depends_on_its_seed_alone() {
+        let plan = |seed| Plan::new(Fault::LeaderPaused, &mut Rng::with_seed(seed));
+        assert_eq!((plan(1).held, plan(1).seed), (plan(1).held, plan(1).seed));
+        assert_ne!(plan(1).seed, plan(2).seed);
+        assert!(
+            plan(1).held > Duration::from_millis(600),
+            "longer than a lease"
+        );
+    }
+}

@@ -1,0 +1,332 @@
+//! Histories of a real store under faults.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Mutex;
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
+
+use anyhow::{Context, Result, bail, ensure};
+use fastrand::Rng;
+use kvcluster_suite::fault::{self, Fault, Plan};
+use kvcluster_suite::history::client::Run;
+use kvcluster_suite::history::linear::{self, Verdict};
+use kvcluster_suite::history::porcupine::Porcupine;
+use kvcluster_suite::history::resolve::{self, Change};
+use kvcluster_suite::history::{self, End, Event, What};
+use kvcluster_suite::lab::Lab;
+use kvcluster_suite::{check, election};
+
+/// Histories in a run, each kind of fault twice, and in a long one.
+const HISTORIES: usize = 46;
+const HISTORIES_LONG: usize = 500;
+/// Chooses the plans of a run; the time of day if it is not set.
+const SEED: &str = "KVCLUSTER_HISTORIES_SEED";
+/// Overrides the number of histories.
+const COUNT: &str = "KVCLUSTER_HISTORIES";
+/// Clients at once, and keys of a history.
+const CLIENTS: usize = 8;
+const KEYS: usize = 5;
+/// Load before the first fault, and after the last one was taken back.
+const BEFORE: Duration = Duration::from_millis(400);
+const AFTER: Duration = Duration::from_secs(1);
+/// One history in so many has two faults at a time.
+const PAIRED: usize = 3;
+/// Operations that each history must have answered with success: a store that refuses everything is no proof.
+const ANSWERED_MIN: usize = 200;
+/// Longest time until a store whose faults are taken back is whole again: a restarted Kafka takes up to 12 s.
+const SETTLE_LIMIT: Duration = Duration::from_mins(1);
+
+/// Longest time until every node answers for every key, once each slot has a leader.
+const ANSWER_LIMIT: Duration = Duration::from_secs(10);
+
+/// One history, before it is judged.
+struct Seen {
+    name: String,
+    plans: Vec<Plan>,
+    events: Vec<Event>,
+    /// The faults that happened.
+    fired: Vec<Fault>,
+    /// From a second after the last fault's end until the store was whole and answered for every key through every node.
+    settled: Duration,
+}
+
+#[test]
+fn every_history_under_faults_is_linearizable() -> Result<()> {
+    let lab = whole_store()?;
+    check::empty(lab.service()?)?;
+    let porcupine = Porcupine::build()?;
+    let seed = number_of(SEED)?.unwrap_or_else(|| now().as_secs());
+    let usual = if std::env::var_os("KVCLUSTER_LONG").is_some() {
+        HISTORIES_LONG
+    } else {
+        HISTORIES
+    };
+    let count = number_of(COUNT)?.map_or(Ok(usual), usize::try_from)?;
+    println!("histories: {count} with {SEED}={seed}");
+    let mut rng = Rng::with_seed(seed);
+    let first = rng.usize(..fault::ALL.len());
+    let mut histories = Vec::new();
+    for number in 0..count {
+        let plans = plans(number, first, &mut rng);
+        let name = format!("h{seed}.{number}");
+        let history = run(&lab, name, plans, rng.u64(..))
+            .with_context(|| format!("history {number}, {SEED}={seed}"))?;
+        println!("histories: {}", line(&history)?);
+        histories.push(history);
+    }
+    let changes = resolve::changes(lab.kafka()?, &lab.names().log_topic())?;
+    let rebuilt = resolve::rebuilt(&changes);
+    check::expect_same(&check::scan(lab.service()?)?, &rebuilt)
+        .context("the store against a rebuild from the log")?;
+    let mut by_key: BTreeMap<String, Vec<Change>> = BTreeMap::new();
+    for change in changes {
+        by_key.entry(change.key.clone()).or_default().push(change);
+    }
+    let mut judged = 0;
+    for history in &histories {
+        let verdict = judge(history, &by_key, &porcupine);
+        let (operations, unknown) = verdict.map_err(|error| {
+            let kept = keep(history);
+            error.context(format!(
+                "history {} with {:?}; events: {kept}",
+                history.name, history.plans
+            ))
+        })?;
+        judged += operations;
+        ensure!(
+            unknown * 2 < operations,
+            "{}: nearly everything is unknown",
+            history.name
+        );
+    }
+    summary(&histories, judged);
+    Ok(())
+}
+
+/// The faults of a history: each kind in its turn, and sometimes another one at the same time.
+fn plans(number: usize, first: usize, rng: &mut Rng) -> Vec<Plan> {
+    let kind = fault::ALL[(first + number) % fault::ALL.len()];
+    let mut plans = vec![Plan::new(kind, rng)];
+    if number % PAIRED == PAIRED - 1 {
+        let fits = |other: &Fault| other.goes_with(kind);
+        let others: Vec<Fault> = fault::ALL.into_iter().filter(fits).collect();
+        plans.extend(rng.choice(others).map(|other| Plan::new(other, rng)));
+    }
+    plans
+}
+
+fn run(lab: &Lab, name: String, plans: Vec<Plan>, seed: u64) -> Result<Seen> {
+    let keys = (0..KEYS).map(|key| format!("{name}.{key}")).collect();
+    let run = Run::new(name, lab.urls()?, keys);
+    let (faults, fired) = (Mutex::new(Vec::new()), Mutex::new(Vec::new()));
+    let mut events = thread::scope(|scope| -> Result<Vec<Event>> {
+        let mut rng = Rng::with_seed(seed);
+        let start = |seed| {
+            let run = &run;
+            scope.spawn(move || run.work(seed))
+        };
+        let clients: Vec<_> = (0..CLIENTS).map(|_| start(rng.u64(..))).collect();
+        thread::sleep(BEFORE);
+        let injected = inject(&run, &plans, &mut rng, &faults, &fired);
+        thread::sleep(AFTER);
+        run.stop();
+        let mut events = Vec::new();
+        for client in clients {
+            events.append(&mut client.join().ok().context("a client panicked")??);
+        }
+        injected.map(|()| events)
+    })?;
+    let healed = Instant::now();
+    // A restarted node has another process.
+    let lab = whole_store()?;
+    events.append(&mut run.read_all(ANSWER_LIMIT)?);
+    let settled = healed.elapsed();
+    events.append(&mut faults.into_inner().ok().context("a fault panicked")?);
+    events.sort_by_key(|event| event.t_ns);
+    let rows = check::scan(lab.service()?)?;
+    for url in lab.urls()? {
+        check::expect_same(&check::scan(&url)?, &rows)?;
+    }
+    check::expect_schemas(&lab, &rows)?;
+    Ok(Seen {
+        name: run.name,
+        plans,
+        fired: fired.into_inner().ok().context("a fault panicked")?,
+        events,
+        settled,
+    })
+}
+
+/// Makes the faults, the second while the first is held.
+fn inject(
+    run: &Run,
+    plans: &[Plan],
+    rng: &mut Rng,
+    faults: &Mutex<Vec<Event>>,
+    fired: &Mutex<Vec<Fault>>,
+) -> Result<()> {
+    thread::scope(|scope| {
+        let mut running = Vec::new();
+        for plan in plans {
+            running.push(scope.spawn(move || {
+                let note = |target: &str, phase: String| {
+                    let fault = format!("{:?}", plan.fault);
+                    let target = target.to_owned();
+                    let event = run.event(What::Fault {
+                        fault,
+                        target,
+                        phase,
+                    });
+                    faults.lock().expect("nobody panics with it").push(event);
+                };
+                note("", "begins".to_owned());
+                let done = plan.run(&|impatient| run.set_impatient(impatient))?;
+                ensure!(
+                    done.fired || plans.len() > 1,
+                    "{plan:?} of {} did not happen: {}",
+                    done.target,
+                    done.evidence
+                );
+                if done.fired {
+                    fired
+                        .lock()
+                        .expect("nobody panics with it")
+                        .push(plan.fault);
+                }
+                note(&done.target, done.evidence);
+                Ok(())
+            }));
+            thread::sleep(Duration::from_millis(rng.u64(..300)));
+        }
+        let mut ended = running.into_iter().map(thread::ScopedJoinHandle::join);
+        ended.try_for_each(|ended| ended.ok().context("a fault panicked")?)
+    })
+}
+
+/// The lab with a store that is whole.
+fn whole_store() -> Result<Lab> {
+    let lab = Lab::local()?;
+    ensure!(
+        lab.brokers()? >= 3,
+        "the lab runs one broker: run `cargo lab down`, then `cargo lab local --brokers 3`"
+    );
+    election::settled(&lab, None, SETTLE_LIMIT)?;
+    Ok(lab)
+}
+
+/// Operations judged, and how many of them were of unknown outcome.
+fn judge(
+    history: &Seen,
+    log: &BTreeMap<String, Vec<Change>>,
+    porcupine: &Porcupine,
+) -> Result<(usize, usize)> {
+    let operations = history::pair(&history.events)?;
+    let prefix = format!("{}.", history.name);
+    let own = log
+        .range(prefix.clone()..)
+        .take_while(|(key, _)| key.starts_with(&prefix));
+    let changes: Vec<Change> = own.flat_map(|(_, changes)| changes.clone()).collect();
+    let resolved = resolve::resolve(&operations, &changes)?;
+    let (ours, theirs) = (linear::check(&resolved), porcupine.check(&resolved)?);
+    for (key, verdict) in &ours {
+        ensure!(
+            *verdict == Verdict::Linearizable && theirs.get(key) == Some(verdict),
+            "{key}: {verdict:?} by the own checker, {:?} by Porcupine",
+            theirs.get(key)
+        );
+    }
+    let answered = operations
+        .iter()
+        .filter(|operation| matches!(operation.end, Some((_, End::Ok(_)))));
+    let answered = answered.count();
+    ensure!(
+        answered >= ANSWERED_MIN,
+        "only {answered} operations were answered with success"
+    );
+    let unknown = operations
+        .iter()
+        .filter(|operation| matches!(operation.end, Some((_, End::Info)) | None));
+    Ok((operations.len(), unknown.count()))
+}
+
+/// Longest time without an answer.
+fn longest_silence(events: &[Event]) -> Duration {
+    let answers = events
+        .iter()
+        .filter(|event| matches!(event.what, What::Ok { .. }));
+    let times: Vec<u64> = answers.map(|event| event.t_ns).collect();
+    let longest = times.windows(2).map(|pair| pair[1] - pair[0]).max();
+    Duration::from_nanos(longest.unwrap_or_default())
+}
+
+/// Writes the events down; where.
+fn keep(history: &Seen) -> String {
+    let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("{}.jsonl", history.name));
+    match history::save(&path, &history.events) {
+        Ok(()) => path.display().to_string(),
+        Err(error) => format!("not written: {error:#}"),
+    }
+}
+
+fn line(history: &Seen) -> Result<String> {
+    let mut counts = [0; 3];
+    for operation in history::pair(&history.events)? {
+        counts[match operation.end {
+            Some((_, End::Ok(_))) => 0,
+            Some((_, End::Fail)) => 1,
+            Some((_, End::Info)) | None => 2,
+        }] += 1;
+    }
+    let faults = history.events.iter().filter_map(|event| match &event.what {
+        What::Fault {
+            fault,
+            target,
+            phase,
+        } if !target.is_empty() => Some(format!("{fault} of {target} ({phase})")),
+        _ => None,
+    });
+    let faults: Vec<String> = faults.collect();
+    let [answered, refused, unknown] = counts;
+    let silence = longest_silence(&history.events).as_secs_f64();
+    Ok(format!(
+        "{}: {answered} answered, {refused} refused, {unknown} unknown; longest silence {silence:.1} s; whole after {:.1} s; {}",
+        history.name,
+        history.settled.as_secs_f64(),
+        faults.join("; ")
+    ))
+}
+
+fn summary(seen: &[Seen], judged: usize) {
+    let mut kinds: BTreeMap<Fault, usize> = BTreeMap::new();
+    for fault in seen.iter().flat_map(|history| &history.fired) {
+        *kinds.entry(*fault).or_default() += 1;
+    }
+    let slowest = seen
+        .iter()
+        .map(|history| history.settled)
+        .max()
+        .unwrap_or_default();
+    println!(
+        "histories: {} linearizable with {judged} operations; {} kinds of fault: {kinds:?}; whole again after {:.1} s at most",
+        seen.len(),
+        kinds.len(),
+        slowest.as_secs_f64()
+    );
+}
+
+fn number_of(variable: &str) -> Result<Option<u64>> {
+    match std::env::var(variable) {
+        Ok(text) => {
+            Ok(Some(text.parse().with_context(|| {
+                format!("{variable}={text:?} is no number")
+            })?))
+        }
+        Err(std::env::VarError::NotPresent) => Ok(None),
+        Err(error) => bail!("{variable}: {error}"),
+    }
+}
+
+fn now() -> Duration {
+    SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default()
+}
