@@ -36,7 +36,7 @@ mod tests;
 pub use admin::Readiness;
 pub use dispatch::REQUEST_SECONDS;
 pub use problem::{EffectOnData, ErrorCode, Meaning, Problem};
-pub use server::{DRAIN_SECONDS, serve};
+pub use server::{DRAIN_SECONDS, Ending, serve};
 
 use admission::Admission;
 

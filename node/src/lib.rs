@@ -11,6 +11,7 @@ pub mod heartbeat;
 pub mod log;
 pub mod metrics;
 pub mod peer;
+pub mod program;
 pub mod runtime;
 pub mod seeded;
 pub mod service;

@@ -19,10 +19,9 @@ use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{interval, sleep, timeout};
-use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use crate::api::{self, Api, Readiness, Routers};
+use crate::api::{self, Api, Ending, Readiness, Routers};
 use crate::args::{DecodeLogArgs, NodeArgs, Reads};
 use crate::assignment::{self, Cluster, Following};
 use crate::log::decode::{self, Change};
@@ -151,9 +150,9 @@ fn random_incarnation() -> anyhow::Result<Incarnation> {
 /// The two ports.
 struct Servers {
     readiness: Readiness,
-    rest_stop: CancellationToken,
+    rest_ending: Ending,
     rest: JoinHandle<()>,
-    admin_stop: CancellationToken,
+    admin_ending: Ending,
     admin: JoinHandle<()>,
 }
 
@@ -179,13 +178,13 @@ impl Servers {
             readiness: readiness.clone(),
         };
         let Routers { rest, admin } = api.routers();
-        let (rest_stop, admin_stop) = (CancellationToken::new(), CancellationToken::new());
+        let (rest_ending, admin_ending) = (Ending::default(), Ending::default());
         let servers = Self {
-            rest: tokio::spawn(api::serve(rest_listener, rest, rest_stop.clone())),
-            admin: tokio::spawn(api::serve(admin_listener, admin, admin_stop.clone())),
+            rest: tokio::spawn(api::serve(rest_listener, rest, rest_ending.clone())),
+            admin: tokio::spawn(api::serve(admin_listener, admin, admin_ending.clone())),
             readiness,
-            rest_stop,
-            admin_stop,
+            rest_ending,
+            admin_ending,
         };
         servers.readiness.set(true);
         Ok(servers)
@@ -195,6 +194,7 @@ impl Servers {
 /// Gives leaderships away, drains, writes everything down. Every wait has an end.
 async fn stop(node: &Node, servers: Servers) {
     servers.readiness.set(false);
+    servers.rest_ending.leaving.cancel();
     node.stop.send_replace(true);
     let released = async {
         while !node.registry.all_stopped() {
@@ -205,7 +205,7 @@ async fn stop(node: &Node, servers: Servers) {
         warn!("some leaderships could not be given away; others take over by suspicion");
     }
     sleep(shutdown::ENDPOINT_GRACE).await;
-    servers.rest_stop.cancel();
+    servers.rest_ending.stop.cancel();
     if let Err(error) = servers.rest.await {
         error!(%error, "the REST server ended badly");
     }
@@ -214,7 +214,7 @@ async fn stop(node: &Node, servers: Servers) {
         Ok(Err(error)) => warn!(%error, "not everything is in PostgreSQL; the log has it"),
         Err(_) => warn!("PostgreSQL does not take everything in time; the log has it"),
     }
-    servers.admin_stop.cancel();
+    servers.admin_ending.stop.cancel();
     if let Err(error) = servers.admin.await {
         error!(%error, "the admin server ended badly");
     }

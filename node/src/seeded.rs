@@ -36,9 +36,13 @@ pub enum Bug {
     LeaseFromReading,
     /// The leader goes on to read while it gives leadership away.
     ServesWhileReleasing,
+    /// What was deleted stays in PostgreSQL.
+    TombstonesDropped,
+    /// After a restart one record is passed over.
+    ResumesOneLater,
 }
 
-/// All of them.
+/// Mistakes in the slot protocol.
 pub const ALL: [Bug; 15] = [
     Bug::EpochUnchecked,
     Bug::SequenceUnchecked,
@@ -56,6 +60,12 @@ pub const ALL: [Bug; 15] = [
     Bug::LeaseFromReading,
     Bug::ServesWhileReleasing,
 ];
+
+/// Mistakes at its edges.
+pub const EDGES: [Bug; 2] = [Bug::TombstonesDropped, Bug::ResumesOneLater];
+
+/// Names the mistake to the program that is built with them.
+pub const BUG_VARIABLE: &str = "KVCLUSTER_SEEDED_BUG";
 
 /// Bytes that a program with seeded bugs contains, and no other.
 pub const MARK: &str = "this program can be made to lose data";

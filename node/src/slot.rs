@@ -58,7 +58,10 @@ pub struct SlotMachine {
 
 impl SlotMachine {
     /// A replica that stands at `position`, loaded at `now_ns`. Its consumer must begin at [`SlotMachine::follow_from`].
-    pub fn new(settings: Settings, position: SlotPosition, now_ns: u64) -> Self {
+    pub fn new(settings: Settings, mut position: SlotPosition, now_ns: u64) -> Self {
+        if seeded::on(Bug::ResumesOneLater) && position.checksum_before.take().is_some() {
+            position.next_offset.0 += 1;
+        }
         Self {
             settings,
             unverified: position.checksum_before,

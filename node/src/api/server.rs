@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
-use axum::http::Request;
+use axum::http::{HeaderValue, Request, header};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -32,21 +32,30 @@ const HEAD_BYTES_MAX: usize = 131_072;
 /// Pause after the system refused to give a connection, milliseconds: it is out of descriptors or memory.
 const ACCEPT_PAUSE_MS: u64 = 100;
 
-/// Serves until `stop`, then lets running requests finish for at most [`DRAIN_SECONDS`].
-pub async fn serve(listener: TcpListener, router: Router, stop: CancellationToken) {
+/// The end of a server, in two steps, so that no request meets a closing connection.
+#[derive(Clone, Debug, Default)]
+pub struct Ending {
+    /// Answers from now on ask the client to go elsewhere (`Connection: close`); connections are taken as before.
+    pub leaving: CancellationToken,
+    /// No connection is taken any more, idle ones are closed.
+    pub stop: CancellationToken,
+}
+
+/// Serves until the stop, then lets running requests finish for at most [`DRAIN_SECONDS`].
+pub async fn serve(listener: TcpListener, router: Router, ending: Ending) {
     let connections = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let room = Arc::new(Room::default());
     let tasks = TaskTracker::new();
     let abort = CancellationToken::new();
     loop {
         let accepted = tokio::select! {
-            () = stop.cancelled() => break,
+            () = ending.stop.cancelled() => break,
             accepted = accept(&listener, &connections) => accepted,
         };
         match accepted {
             Ok((stream, permit)) => {
                 let connection =
-                    serve_connection(stream, router.clone(), Arc::clone(&room), stop.clone());
+                    serve_connection(stream, router.clone(), Arc::clone(&room), ending.clone());
                 let abort = abort.clone();
                 tasks.spawn(async move {
                     abort.run_until_cancelled(connection).await;
@@ -87,20 +96,24 @@ async fn accept(
     Ok((stream, permit))
 }
 
-async fn serve_connection(
-    stream: TcpStream,
-    router: Router,
-    room: Arc<Room>,
-    stop: CancellationToken,
-) {
+async fn serve_connection(stream: TcpStream, router: Router, room: Arc<Room>, ending: Ending) {
     let aside = Arc::new(Aside::default());
     let io = LongQueryIo::new(stream, Arc::clone(&aside), room);
+    let Ending { leaving, stop } = ending;
     let service = service_fn(move |mut request: Request<Incoming>| {
         if let Some(query) = aside.claim(request.headers_mut()) {
             request.extensions_mut().insert(query);
         }
         let answer = router.clone().call(request.map(Body::new));
-        async move { Ok::<_, Infallible>(answer.await.unwrap_or_else(|never| match never {})) }
+        let leaving = leaving.clone();
+        async move {
+            let mut answer = answer.await.unwrap_or_else(|never| match never {});
+            if leaving.is_cancelled() {
+                let close = HeaderValue::from_static("close");
+                answer.headers_mut().insert(header::CONNECTION, close);
+            }
+            Ok::<_, Infallible>(answer)
+        }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())

@@ -92,13 +92,11 @@ impl Node {
         tokio::spawn(serve(
             listener,
             self.routers.rest.clone(),
-            CancellationToken::new(),
+            Ending::default(),
         ));
         address
     }
 }
-
-use tokio_util::sync::CancellationToken;
 
 async fn send(router: &Router, method: &str, target: &str, body: Body) -> Answer {
     let method = Method::from_bytes(method.as_bytes()).expect("a method");

@@ -74,6 +74,15 @@ pub enum Command {
         #[arg(long)]
         answers: bool,
     },
+    /// Start the nodes of `local` anew, with another program beside their own; without one, with their own again
+    Nodes {
+        /// The program's name
+        #[arg(long)]
+        program: Option<String>,
+        /// A variable for them, NAME=VALUE
+        #[arg(long, requires = "program")]
+        env: Option<String>,
+    },
     /// Take back every cut
     Heal,
 }

@@ -48,6 +48,12 @@ pub fn run(args: Args) -> Result<bool> {
             from,
             answers,
         } => local::cut_part(&layout, &name, &from, answers).map(|()| true),
+        Command::Nodes { program, env } => local::restart_nodes(
+            &layout,
+            program.as_deref().unwrap_or(build::own::NODE),
+            env.as_deref(),
+        )
+        .map(|()| true),
         Command::Heal => {
             println!("{} packets were dropped", local::cuts::heal()?);
             Ok(true)

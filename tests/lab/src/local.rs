@@ -11,7 +11,7 @@ pub mod postgres;
 
 use std::path::PathBuf;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::args::LocalOptions;
 use crate::build::{self, own};
@@ -170,6 +170,27 @@ pub fn start_part(layout: &Layout, progress: &Progress, name: &str) -> Result<()
 pub fn kill_part(layout: &Layout, name: &str, signal: &str) -> Result<()> {
     let _lock = layout.lock(cache::LOCAL)?;
     Lab::load(layout)?.part_mut(name)?.signal(signal)
+}
+
+/// Stops the nodes and starts them with a program of that name, which stands beside their own, and with one more variable.
+pub fn restart_nodes(layout: &Layout, program: &str, variable: Option<&str>) -> Result<()> {
+    let _lock = layout.lock(cache::LOCAL)?;
+    let mut lab = Lab::load(layout)?;
+    let nodes = lab.parts.iter_mut();
+    for node in nodes.filter(|part| part.name.starts_with("node-")) {
+        node.stop()?;
+        let file = PathBuf::from(&node.argv[0]).with_file_name(program);
+        ensure!(file.exists(), "{} is not built", file.display());
+        node.argv[0] = file.display().to_string();
+        if let Some(variable) = variable {
+            let (name, value) = variable
+                .split_once('=')
+                .context("a variable is NAME=VALUE")?;
+            node.env.insert(name.to_owned(), value.to_owned());
+        }
+        node.start()?;
+    }
+    lab.save(layout)
 }
 
 /// Drops what a part sends to others, or the answers to it.

@@ -168,6 +168,24 @@ pub fn cut(part: &str, target: &str, answers: bool) -> Result<()> {
     command(&arguments).map(drop)
 }
 
+/// Starts the nodes of `local` anew with the program that has a deliberate mistake, or with their own.
+pub fn restart_nodes(mistake: Option<&str>) -> Result<()> {
+    let variable = format!("KVCLUSTER_SEEDED_BUG={}", mistake.unwrap_or_default());
+    let seeded = [
+        "nodes",
+        "--program",
+        "kvcluster-node-seeded",
+        "--env",
+        &variable,
+    ];
+    command(if mistake.is_some() {
+        &seeded
+    } else {
+        &seeded[..1]
+    })
+    .map(drop)
+}
+
 /// Takes back every cut; how many packets they dropped.
 pub fn heal() -> Result<u64> {
     let text = command(&["heal"])?;

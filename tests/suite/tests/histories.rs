@@ -8,3 +8,7 @@
 mod campaign;
 #[path = "histories/checkers.rs"]
 mod checkers;
+#[path = "histories/seeded.rs"]
+mod seeded;
+#[path = "histories/support.rs"]
+mod support;

@@ -11,6 +11,8 @@ mod election;
 mod failover;
 #[path = "local/faults.rs"]
 mod faults;
+#[path = "local/hand_over.rs"]
+mod hand_over;
 #[path = "local/kafka_returns.rs"]
 mod kafka_returns;
 #[path = "local/memory_limit.rs"]

@@ -119,8 +119,8 @@ async fn a_stop_lets_running_requests_finish_and_takes_no_new_ones() {
     node.slots.move_all(&Place::Nobody);
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let address = listener.local_addr().expect("bound");
-    let stop = CancellationToken::new();
-    let serving = tokio::spawn(serve(listener, node.routers.rest.clone(), stop.clone()));
+    let ending = Ending::default();
+    let serving = tokio::spawn(serve(listener, node.routers.rest.clone(), ending.clone()));
     let mut idle = TcpStream::connect(address).await.expect("connects");
     let mut busy = TcpStream::connect(address).await.expect("connects");
     busy.write_all(b"PUT /key/a?value=1 HTTP/1.1\r\nhost: h\r\n\r\n")
@@ -129,7 +129,7 @@ async fn a_stop_lets_running_requests_finish_and_takes_no_new_ones() {
     while node.slots.waiting() == 0 {
         tokio::task::yield_now().await;
     }
-    stop.cancel();
+    ending.stop.cancel();
     assert_eq!(
         idle.read(&mut [0; 16]).await.expect("ends"),
         0,
@@ -146,4 +146,27 @@ async fn a_stop_lets_running_requests_finish_and_takes_no_new_ones() {
     TcpStream::connect(address)
         .await
         .expect_err("nobody listens");
+}
+
+#[tokio::test]
+async fn a_server_that_leaves_answers_and_asks_to_go_elsewhere() {
+    let node = Node::new();
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let address = listener.local_addr().expect("bound");
+    let ending = Ending::default();
+    tokio::spawn(serve(listener, node.routers.rest.clone(), ending.clone()));
+    let mut kept = TcpStream::connect(address).await.expect("connects");
+    let put = b"PUT /key/a?value=1 HTTP/1.1\r\nhost: h\r\n\r\n";
+    assert_eq!(exchange(&mut kept, put).await.0, 200);
+    ending.leaving.cancel();
+    for mut stream in [kept, TcpStream::connect(address).await.expect("connects")] {
+        stream.write_all(put).await.expect("sends");
+        let mut answer = String::new();
+        stream
+            .read_to_string(&mut answer)
+            .await
+            .expect("an answer, and the end");
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        assert!(answer.contains("connection: close"), "{answer}");
+    }
 }

@@ -91,7 +91,7 @@ const SUITES: [Suite; 9] = [
         "histories",
         Need::ThreeBrokers,
         900,
-        Work::Commands(&[HISTORIES]),
+        Work::Commands(&[SEEDED_NODE, HISTORIES]),
     ),
     suite("kind", Need::Kind, 1_500, Work::Commands(&[KIND])),
 ];
@@ -180,6 +180,19 @@ const LOCAL: &[&str] = &[
     "local",
     "--",
     "--test-threads=1",
+];
+/// The program with a deliberate mistake, and a test for the sake of the features that tests choose.
+const SEEDED_NODE: &[&str] = &[
+    "cargo",
+    "build",
+    "--workspace",
+    "--locked",
+    "--features",
+    "kvcluster-sim/seeded-bugs",
+    "--bin",
+    "kvcluster-node-seeded",
+    "--test",
+    "model",
 ];
 const HISTORIES: &[&str] = &[
     "cargo",

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, bail, ensure};
 use fastrand::Rng;
+use kvcluster_suite::check;
 use kvcluster_suite::fault::{self, Fault, Plan};
 use kvcluster_suite::history::client::Run;
 use kvcluster_suite::history::linear::{self, Verdict};
@@ -15,7 +16,8 @@ use kvcluster_suite::history::porcupine::Porcupine;
 use kvcluster_suite::history::resolve::{self, Change};
 use kvcluster_suite::history::{self, End, Event, What};
 use kvcluster_suite::lab::Lab;
-use kvcluster_suite::{check, election};
+
+use crate::support::{from_the_log, whole_store};
 
 /// Histories in a run, each kind of fault twice, and in a long one.
 const HISTORIES: usize = 46;
@@ -34,14 +36,12 @@ const AFTER: Duration = Duration::from_secs(1);
 const PAIRED: usize = 3;
 /// Operations that each history must have answered with success: a store that refuses everything is no proof.
 const ANSWERED_MIN: usize = 200;
-/// Longest time until a store whose faults are taken back is whole again: a restarted Kafka takes up to 12 s.
-const SETTLE_LIMIT: Duration = Duration::from_mins(1);
 
 /// Longest time until every node answers for every key, once each slot has a leader.
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 
 /// One history, before it is judged.
-struct Seen {
+pub(crate) struct Seen {
     name: String,
     plans: Vec<Plan>,
     events: Vec<Event>,
@@ -79,10 +79,13 @@ fn every_history_under_faults_is_linearizable() -> Result<()> {
     let rebuilt = resolve::rebuilt(&changes);
     check::expect_same(&check::scan(lab.service()?)?, &rebuilt)
         .context("the store against a rebuild from the log")?;
-    let mut by_key: BTreeMap<String, Vec<Change>> = BTreeMap::new();
-    for change in changes {
-        by_key.entry(change.key.clone()).or_default().push(change);
-    }
+    // The nodes themselves come to the same from the log alone.
+    from_the_log(None)?;
+    let lab = whole_store()?;
+    check::expect_same(&check::scan(lab.service()?)?, &rebuilt)
+        .context("the nodes' own rebuild from the log")?;
+    check::expect_schemas(&lab, &rebuilt)?;
+    let by_key = by_key(changes);
     let mut judged = 0;
     for history in &histories {
         let verdict = judge(history, &by_key, &porcupine);
@@ -116,7 +119,7 @@ fn plans(number: usize, first: usize, rng: &mut Rng) -> Vec<Plan> {
     plans
 }
 
-fn run(lab: &Lab, name: String, plans: Vec<Plan>, seed: u64) -> Result<Seen> {
+pub(crate) fn run(lab: &Lab, name: String, plans: Vec<Plan>, seed: u64) -> Result<Seen> {
     let keys = (0..KEYS).map(|key| format!("{name}.{key}")).collect();
     let run = Run::new(name, lab.urls()?, keys);
     let (faults, fired) = (Mutex::new(Vec::new()), Mutex::new(Vec::new()));
@@ -204,19 +207,17 @@ fn inject(
     })
 }
 
-/// The lab with a store that is whole.
-fn whole_store() -> Result<Lab> {
-    let lab = Lab::local()?;
-    ensure!(
-        lab.brokers()? >= 3,
-        "the lab runs one broker: run `cargo lab down`, then `cargo lab local --brokers 3`"
-    );
-    election::settled(&lab, None, SETTLE_LIMIT)?;
-    Ok(lab)
+/// The changes of each key.
+pub(crate) fn by_key(changes: Vec<Change>) -> BTreeMap<String, Vec<Change>> {
+    let mut by_key: BTreeMap<String, Vec<Change>> = BTreeMap::new();
+    for change in changes {
+        by_key.entry(change.key.clone()).or_default().push(change);
+    }
+    by_key
 }
 
 /// Operations judged, and how many of them were of unknown outcome.
-fn judge(
+pub(crate) fn judge(
     history: &Seen,
     log: &BTreeMap<String, Vec<Change>>,
     porcupine: &Porcupine,
