@@ -48,11 +48,24 @@ pub struct Sink {
     pub fates: mpsc::UnboundedSender<Input>,
 }
 
+/// A slot whose log is to be read.
+#[derive(Clone, Debug)]
+pub struct Follow {
+    /// The slot.
+    pub slot: SlotId,
+    /// Where reading begins. A log that begins behind it freezes the slot.
+    pub from: Offset,
+    /// The first offset that was not read before. A log that ends before it freezes the slot.
+    pub next: Offset,
+    /// Where everything goes.
+    pub sink: Sink,
+}
+
 /// What the tasks of the slots need of the log.
 pub trait Log: Send + Sync + 'static {
-    /// Reads the log of `slot` from `from` on, into `sink`; once for each slot. `next` is the first offset that was not read
-    /// before: a log that begins behind `from` or ends before `next` freezes the slot.
-    fn follow(&self, slot: SlotId, from: Offset, next: Offset, sink: Sink);
+    /// Reads the logs of some slots; once for each slot. Those that are named together begin together: one that joins others
+    /// waits until a broker has answered for these.
+    fn follow(&self, slots: Vec<Follow>);
 
     /// Appends a record to the log of `slot`. Its fate reaches the sink of the slot, exactly once.
     fn append(&self, slot: SlotId, token: Token, bytes: &Bytes);
@@ -136,14 +149,11 @@ impl KafkaLog {
 }
 
 impl Log for KafkaLog {
-    fn follow(&self, slot: SlotId, from: Offset, next: Offset, sink: Sink) {
-        self.sinks.set(slot, sink.clone());
-        self.consumer.follow(consumer::Follow {
-            slot,
-            from,
-            next,
-            records: sink.records,
-        });
+    fn follow(&self, slots: Vec<Follow>) {
+        for follow in &slots {
+            self.sinks.set(follow.slot, follow.sink.clone());
+        }
+        self.consumer.follow(slots);
     }
 
     fn append(&self, slot: SlotId, token: Token, bytes: &Bytes) {

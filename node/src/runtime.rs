@@ -25,7 +25,7 @@ use crate::api::{self, Api, Ending, Readiness, Routers};
 use crate::args::{DecodeLogArgs, NodeArgs, Reads};
 use crate::assignment::{self, Cluster, Following};
 use crate::log::decode::{self, Change};
-use crate::log::{self, KafkaLog, KafkaLogConfig, Log, Sink};
+use crate::log::{self, Follow, KafkaLog, KafkaLogConfig, Log, Sink};
 use crate::metrics::Metrics;
 use crate::service::Slots;
 use crate::shutdown;
@@ -369,42 +369,52 @@ impl Node {
             version = assignment.version,
             "hosting"
         );
-        let replicas = loaded.into_iter().map(|(slot, position)| {
-            let settings = Settings {
-                slot,
-                node: self.args.node(),
-                incarnation: self.incarnation,
-                log_id: self.args.log_id,
-                lease_ms: self.args.times.lease_ms,
-                reads_by_lease: self.args.reads == Reads::Lease,
-            };
-            let (records_in, records) = mpsc::channel(log::RECORDS_QUEUED_MAX);
-            let (fates_in, fates) = mpsc::unbounded_channel();
-            let from = SlotMachine::follow_from(&position);
-            let sink = Sink {
-                records: records_in,
-                fates: fates_in,
-            };
-            log.follow(slot, from, position.next_offset, sink);
-            let requests = self.registry.host(slot);
-            let replica = Replica {
-                machine: SlotMachine::new(settings, position, clock::now_ns()),
-                registry: Arc::clone(&self.registry),
-                log: Arc::clone(log) as Arc<dyn Log>,
-                store: Arc::clone(&self.store) as Arc<dyn Store>,
-            };
-            let inputs = Inputs {
-                records,
-                fates,
-                requests,
-                stop: self.stop.subscribe(),
-            };
-            async move {
-                replica.run(inputs).await;
-                Err(anyhow!("the task of slot {slot} ended"))
-            }
-        });
-        Ok(replicas.collect())
+        let mut follows = Vec::with_capacity(loaded.len());
+        let replicas: Vec<_> = loaded
+            .into_iter()
+            .map(|(slot, position)| {
+                let settings = Settings {
+                    slot,
+                    node: self.args.node(),
+                    incarnation: self.incarnation,
+                    log_id: self.args.log_id,
+                    lease_ms: self.args.times.lease_ms,
+                    reads_by_lease: self.args.reads == Reads::Lease,
+                };
+                let (records_in, records) = mpsc::channel(log::RECORDS_QUEUED_MAX);
+                let (fates_in, fates) = mpsc::unbounded_channel();
+                let from = SlotMachine::follow_from(&position);
+                let sink = Sink {
+                    records: records_in,
+                    fates: fates_in,
+                };
+                follows.push(Follow {
+                    slot,
+                    from,
+                    next: position.next_offset,
+                    sink,
+                });
+                let requests = self.registry.host(slot);
+                let replica = Replica {
+                    machine: SlotMachine::new(settings, position, clock::now_ns()),
+                    registry: Arc::clone(&self.registry),
+                    log: Arc::clone(log) as Arc<dyn Log>,
+                    store: Arc::clone(&self.store) as Arc<dyn Store>,
+                };
+                let inputs = Inputs {
+                    records,
+                    fates,
+                    requests,
+                    stop: self.stop.subscribe(),
+                };
+                async move {
+                    replica.run(inputs).await;
+                    Err(anyhow!("the task of slot {slot} ended"))
+                }
+            })
+            .collect();
+        log.follow(follows);
+        Ok(replicas)
     }
 }
 

@@ -18,13 +18,12 @@ use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::message::Message;
 use rdkafka::statistics::Statistics;
 use rdkafka::{Offset as Place, TopicPartitionList};
-use tokio::sync::mpsc;
 use tracing::{debug, warn};
 
 mod partition;
 
 use self::partition::{Followed, Look};
-use super::{KafkaLogConfig, LogError, settings};
+use super::{Follow, KafkaLogConfig, LogError, settings};
 use crate::slot::Input;
 
 /// Longest wait for a record, and so for a command to be seen, milliseconds.
@@ -45,15 +44,7 @@ const QUIET_LOOK_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// The handle of the thread.
 pub(super) struct Consumer {
-    commands: commands::Sender<Follow>,
-}
-
-/// A slot to read.
-pub(super) struct Follow {
-    pub(super) slot: SlotId,
-    pub(super) from: Offset,
-    pub(super) next: Offset,
-    pub(super) records: mpsc::Sender<Input>,
+    commands: commands::Sender<Vec<Follow>>,
 }
 
 impl Consumer {
@@ -90,8 +81,8 @@ impl Consumer {
     }
 
     /// A thread that is gone ends the process, so nobody is left who could miss this slot.
-    pub(super) fn follow(&self, follow: Follow) {
-        let _ = self.commands.send(follow);
+    pub(super) fn follow(&self, slots: Vec<Follow>) {
+        let _ = self.commands.send(slots);
     }
 }
 
@@ -156,13 +147,20 @@ struct Reading {
     ends: Ends,
     memory_is_full: Box<dyn Fn() -> bool + Send>,
     report: Box<dyn Fn(Option<String>) + Send>,
-    commands: commands::Receiver<Follow>,
+    commands: commands::Receiver<Vec<Follow>>,
     waiting: Vec<Waiting>,
     followed: BTreeMap<i32, Followed>,
     paused: bool,
     /// The quiet partition that was looked at last, and when the next one is.
     looked: i32,
     look_at: Instant,
+}
+
+/// What a look at a partition shows.
+enum Next {
+    Begin,
+    LookAgain,
+    Nothing,
 }
 
 /// A slot whose partition was not looked at yet.
@@ -177,14 +175,7 @@ impl Reading {
         loop {
             loop {
                 match self.commands.try_recv() {
-                    Ok(follow) => {
-                        let look_at = Instant::now();
-                        self.waiting.push(Waiting {
-                            follow,
-                            look_at,
-                            too_short: 0,
-                        });
-                    }
+                    Ok(slots) => self.await_look(slots, Instant::now()),
                     Err(commands::TryRecvError::Empty) => break,
                     Err(commands::TryRecvError::Disconnected) => return,
                 }
@@ -207,13 +198,13 @@ impl Reading {
                             offset: Offset(offset),
                             bytes,
                         };
-                        let _ = followed.records.blocking_send(input);
+                        let _ = followed.sink.records.blocking_send(input);
                     }
                 }
                 Some(Err(KafkaError::PartitionEOF(partition))) => {
                     if let Some(followed) = self.followed.get_mut(&partition) {
                         followed.gave(followed.end_at_anew.unwrap_or_default());
-                        let _ = followed.records.blocking_send(Input::CaughtUp);
+                        let _ = followed.sink.records.blocking_send(Input::CaughtUp);
                     }
                 }
                 Some(Err(error)) => self.failed(&error),
@@ -229,11 +220,16 @@ impl Reading {
             return;
         }
         let mut problem = None;
+        let mut fitting = Vec::new();
         for mut waiting in std::mem::take(&mut self.waiting) {
             if problem.is_none() && waiting.look_at <= now {
-                match self.try_begin(&mut waiting) {
-                    Ok(true) => continue,
-                    Ok(false) => waiting.look_at = now + ENDS_PAUSE,
+                match self.look(&mut waiting) {
+                    Ok(Next::Begin) => {
+                        fitting.push(waiting.follow);
+                        continue;
+                    }
+                    Ok(Next::Nothing) => continue,
+                    Ok(Next::LookAgain) => waiting.look_at = now + ENDS_PAUSE,
                     Err(error) => {
                         let slot = waiting.follow.slot;
                         problem = Some(format!("the log of slot {slot} cannot be read: {error}"));
@@ -245,31 +241,38 @@ impl Reading {
             }
             self.waiting.push(waiting);
         }
+        if let Err(error) = self.begin(&fitting) {
+            problem = Some(format!("the log cannot be read: {error}"));
+            self.await_look(fitting, now + ENDS_PAUSE);
+        }
         (self.report)(problem);
     }
 
-    /// Whether nothing more is to be done for a slot that waits.
-    fn try_begin(&mut self, waiting: &mut Waiting) -> KafkaResult<bool> {
+    fn await_look(&mut self, slots: Vec<Follow>, look_at: Instant) {
+        self.waiting.extend(slots.into_iter().map(|follow| Waiting {
+            follow,
+            look_at,
+            too_short: 0,
+        }));
+    }
+
+    /// What is to be done for a slot that waits.
+    fn look(&mut self, waiting: &mut Waiting) -> KafkaResult<Next> {
         let follow = &waiting.follow;
-        let reason = match self.look(follow)? {
-            Look::Fits => return self.begin(follow).map(|()| true),
+        let (start, end) = self.ask_ends(follow.slot.partition(), ENDS_TIMEOUT)?;
+        let reason = match Look::compare(follow.from, follow.next, start, end) {
+            Look::Fits => return Ok(Next::Begin),
             Look::Gone(reason) => reason,
             Look::TooShort(reason) => {
                 waiting.too_short += 1;
                 if waiting.too_short < ENDS_LOOKS {
-                    return Ok(false);
+                    return Ok(Next::LookAgain);
                 }
                 reason
             }
         };
-        let _ = follow.records.blocking_send(Input::Freeze(reason));
-        Ok(true)
-    }
-
-    fn look(&mut self, follow: &Follow) -> KafkaResult<Look> {
-        let partition = follow.slot.partition();
-        let (start, end) = self.ask_ends(partition, ENDS_TIMEOUT)?;
-        Ok(Look::compare(follow.from, follow.next, start, end))
+        let _ = follow.sink.records.blocking_send(Input::Freeze(reason));
+        Ok(Next::Nothing)
     }
 
     /// The ends of a partition. A client that gets no answer for long is replaced.
@@ -303,12 +306,17 @@ impl Reading {
         }
     }
 
-    fn begin(&mut self, follow: &Follow) -> KafkaResult<()> {
-        let partition = follow.slot.partition();
-        self.client
-            .incremental_assign(&self.places([(partition, follow.from.0)])?)?;
-        let followed = Followed::new(follow.from.0, follow.records.clone());
-        self.followed.insert(partition, followed);
+    fn begin(&mut self, slots: &[Follow]) -> KafkaResult<()> {
+        if slots.is_empty() {
+            return Ok(());
+        }
+        let place = |follow: &Follow| (follow.slot.partition(), follow.from.0);
+        let places = self.places(slots.iter().map(place))?;
+        self.client.incremental_assign(&places)?;
+        for follow in slots {
+            let followed = Followed::new(follow.from.0, follow.sink.clone());
+            self.followed.insert(follow.slot.partition(), followed);
+        }
         self.paused = false;
         Ok(())
     }
@@ -361,7 +369,7 @@ impl Reading {
     fn tell_ends(&self) {
         for (partition, end) in self.ends.take() {
             if let Some(followed) = self.followed.get(&partition) {
-                let _ = followed.records.try_send(Input::End(Offset(end)));
+                let _ = followed.sink.records.try_send(Input::End(Offset(end)));
             }
         }
     }
@@ -388,12 +396,12 @@ impl Reading {
         let Some(followed) = self.followed.get_mut(&partition) else {
             return;
         };
-        let _ = followed.records.try_send(Input::End(Offset(end)));
+        let _ = followed.sink.records.try_send(Input::End(Offset(end)));
         if !followed.has_stalled(end, now) {
             return;
         }
         let place = followed.place;
-        *followed = Followed::new(place, followed.records.clone());
+        *followed = Followed::new(place, followed.sink.clone());
         followed.end_at_anew = Some(end);
         warn!(
             partition,
@@ -431,21 +439,13 @@ impl Reading {
             warn!(%error, "failed to begin anew");
             return;
         }
-        for (partition, followed) in std::mem::take(&mut self.followed) {
-            let slot = SlotId::from_partition(partition).expect("partitions of slots are followed");
-            let place = Offset(followed.place);
-            let follow = Follow {
-                slot,
-                from: place,
-                next: place,
-                records: followed.records,
-            };
-            let look_at = Instant::now() + ENDS_PAUSE;
-            self.waiting.push(Waiting {
-                follow,
-                look_at,
-                too_short: 0,
-            });
-        }
+        let followed = std::mem::take(&mut self.followed);
+        let again = followed.into_iter().map(|(partition, followed)| Follow {
+            slot: SlotId::from_partition(partition).expect("partitions of slots are followed"),
+            from: Offset(followed.place),
+            next: Offset(followed.place),
+            sink: followed.sink,
+        });
+        self.await_look(again.collect(), Instant::now() + ENDS_PAUSE);
     }
 }

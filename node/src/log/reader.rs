@@ -26,6 +26,8 @@ const ANEW_PAUSE: Duration = Duration::from_millis(500);
 const QUIET_AFTER: Duration = Duration::from_secs(1);
 /// Longest wait for an answer about the topic's ends.
 const LOOK_TIMEOUT: Duration = Duration::from_millis(500);
+/// Longest wait for the topic's ends before reading begins.
+const ENDS_TIMEOUT: Duration = Duration::from_secs(3);
 /// Looks in a row that must find records which were not given: the first may see one that is still on its way.
 const LOOKS: u32 = 2;
 
@@ -93,19 +95,17 @@ enum Ended {
 
 /// Whether a topic gives what it has.
 struct Watch {
-    from: StartAt,
-    /// Offset up to which everything came; none while it is not known.
-    place: Option<i64>,
+    /// Offset up to which everything came.
+    place: i64,
     missed: u32,
     look_at: Instant,
     answered_at: Instant,
 }
 
 impl Watch {
-    fn new(from: StartAt, now: Instant) -> Self {
+    fn new(place: i64, now: Instant) -> Self {
         Self {
-            from,
-            place: None,
+            place,
             missed: 0,
             look_at: now + QUIET_AFTER,
             answered_at: now,
@@ -114,7 +114,7 @@ impl Watch {
 
     /// A record came.
     fn gave(&mut self, offset: i64, now: Instant) {
-        self.place = Some(offset + 1);
+        self.place = offset + 1;
         self.missed = 0;
         self.look_at = now + QUIET_AFTER;
         self.answered_at = now;
@@ -127,12 +127,7 @@ impl Watch {
 
     /// The topic holds the records from `start` to before `end`; whether that shows that reading has stalled.
     fn shows_stall(&mut self, start: i64, end: i64) -> bool {
-        let place = *self.place.get_or_insert(match self.from {
-            StartAt::Beginning => start,
-            // Where the end was when reading began is not known; what comes from now on must be given.
-            StartAt::End => end,
-        });
-        self.missed = if end > place.max(start) {
+        self.missed = if end > self.place.max(start) {
             self.missed + 1
         } else {
             0
@@ -148,14 +143,23 @@ fn read(
     see: &mut impl FnMut(Seen) -> bool,
 ) -> KafkaResult<Ended> {
     let client: BaseConsumer<Context> = config.create_with_context(Context)?;
+    // Asked for by us: librdkafka, told to begin at an end, takes half a second to find out where that is.
+    let (start, end) = match client.fetch_watermarks(topic, 0, ENDS_TIMEOUT) {
+        Ok(ends) => ends,
+        Err(error) if is_passing(&error) => {
+            debug!(topic, %error, "reading does not begin yet");
+            return Ok(Ended::Stalled);
+        }
+        Err(error) => return Err(error),
+    };
     let place = match from {
-        StartAt::Beginning => Place::Beginning,
-        StartAt::End => Place::End,
+        StartAt::Beginning => start,
+        StartAt::End => end,
     };
     let mut list = TopicPartitionList::new();
-    list.add_partition_offset(topic, 0, place)?;
+    list.add_partition_offset(topic, 0, Place::Offset(place))?;
     client.assign(&list)?;
-    let mut watch = Watch::new(from, Instant::now());
+    let mut watch = Watch::new(place, Instant::now());
     loop {
         let now = Instant::now();
         if now >= watch.look_at {
@@ -239,7 +243,7 @@ mod tests {
     #[test]
     fn records_that_do_not_come_are_noticed_at_the_second_look() {
         let now = Instant::now();
-        let mut watch = Watch::new(StartAt::Beginning, now);
+        let mut watch = Watch::new(0, now);
         watch.gave(6, now);
         assert!(
             !watch.shows_stall(0, 7) && !watch.shows_stall(0, 7),
@@ -254,8 +258,8 @@ mod tests {
     #[test]
     fn an_empty_or_trimmed_topic_is_quiet() {
         let now = Instant::now();
-        let mut empty = Watch::new(StartAt::Beginning, now);
-        let mut trimmed = Watch::new(StartAt::Beginning, now);
+        let mut empty = Watch::new(5, now);
+        let mut trimmed = Watch::new(0, now);
         trimmed.gave(3, now);
         for _ in 0..5 {
             assert!(!empty.shows_stall(5, 5));
@@ -266,7 +270,7 @@ mod tests {
 
     #[test]
     fn what_stands_before_the_end_is_not_waited_for() {
-        let mut watch = Watch::new(StartAt::End, Instant::now());
+        let mut watch = Watch::new(100, Instant::now());
         assert!(!watch.shows_stall(0, 100) && !watch.shows_stall(0, 100));
         assert!(!watch.shows_stall(0, 101) && watch.shows_stall(0, 109));
     }

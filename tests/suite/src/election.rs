@@ -48,6 +48,12 @@ pub fn settled(lab: &Lab, without: Option<u32>, limit: Duration) -> Result<Leade
 /// The leaders among some reports; fails also while a replica is behind or frozen.
 pub fn settled_leaders(reports: &[NodeStatus]) -> Result<Leaders> {
     for report in reports {
+        // One that has just started knows of no slot.
+        ensure!(
+            !report.slots.is_empty(),
+            "node {} has no slots yet",
+            report.node
+        );
         let behind = report
             .slots
             .iter()

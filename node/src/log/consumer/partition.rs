@@ -3,9 +3,8 @@
 use std::time::{Duration, Instant};
 
 use kvcluster_crds::Offset;
-use tokio::sync::mpsc;
 
-use crate::slot::Input;
+use crate::log::Sink;
 
 /// A partition that has records and gives none for so long is begun anew. librdkafka 2.12 was seen to read one partition of
 /// several no more after its broker was killed and came back, without an error.
@@ -14,7 +13,7 @@ const STALLED_AFTER: Duration = Duration::from_secs(1);
 pub(super) struct Followed {
     /// Offset of the next record to read.
     pub(super) place: i64,
-    pub(super) records: mpsc::Sender<Input>,
+    pub(super) sink: Sink,
     /// When it gave something, or was begun anew.
     pub(super) heard: Instant,
     /// Since when it is known to have records that it does not give.
@@ -24,10 +23,10 @@ pub(super) struct Followed {
 }
 
 impl Followed {
-    pub(super) fn new(place: i64, records: mpsc::Sender<Input>) -> Self {
+    pub(super) fn new(place: i64, sink: Sink) -> Self {
         Self {
             place,
-            records,
+            sink,
             heard: Instant::now(),
             behind_since: None,
             end_at_anew: None,
@@ -82,12 +81,15 @@ impl Look {
 
 #[cfg(test)]
 mod tests {
+    use tokio::sync::mpsc;
+
     use super::*;
 
     #[test]
     fn a_partition_that_does_not_give_what_it_has_is_begun_anew() {
-        let (records, _receiver) = mpsc::channel(1);
-        let mut followed = Followed::new(5, records);
+        let (records, _records) = mpsc::channel(1);
+        let (fates, _fates) = mpsc::unbounded_channel();
+        let mut followed = Followed::new(5, Sink { records, fates });
         let now = Instant::now();
         let later = now + STALLED_AFTER;
         assert!(

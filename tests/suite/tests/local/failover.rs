@@ -4,7 +4,7 @@
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, ensure};
 use kvcluster_suite::http::{self, Connection};
@@ -38,6 +38,8 @@ struct Written {
 #[derive(Debug)]
 struct Kill {
     at: Instant,
+    /// The same on the clock of the nodes' logs.
+    unix: Duration,
     node: u32,
     /// The slots it led.
     led: Vec<u32>,
@@ -116,9 +118,10 @@ fn writes_go_on_soon_after_a_leader_was_killed() -> Result<()> {
     kills.sort_by_key(|kill| std::cmp::Reverse(kill.longest));
     for kill in kills.iter().take(SLOWEST_SHOWN) {
         println!(
-            "failover: node {} with {} slots: {} ms",
+            "failover: node {} with {} slots, killed at {:.3} of the Unix time: {} ms",
             kill.node,
             kill.led.len(),
+            kill.unix.as_secs_f64(),
             kill.longest.as_millis()
         );
     }
@@ -143,10 +146,11 @@ fn kill_leaders() -> Result<Vec<Kill>> {
             .and_then(|node| node.pid)
             .context("it runs")?
             .to_string();
-        let at = Instant::now();
+        let (at, unix) = (Instant::now(), SystemTime::UNIX_EPOCH.elapsed()?);
         processes::output(Command::new("kill").args(["-9", &pid]), KILL_LIMIT)?;
         kills.push(Kill {
             at,
+            unix,
             node: victim,
             led,
             longest: Duration::ZERO,
