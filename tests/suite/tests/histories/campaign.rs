@@ -1,14 +1,16 @@
 //! Histories of a real store under faults.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::fs::OpenOptions;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Mutex;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, bail, ensure};
 use fastrand::Rng;
-use kvcluster_suite::check;
 use kvcluster_suite::fault::{self, Fault, Plan};
 use kvcluster_suite::history::client::Run;
 use kvcluster_suite::history::linear::{self, Verdict};
@@ -16,6 +18,8 @@ use kvcluster_suite::history::porcupine::Porcupine;
 use kvcluster_suite::history::resolve::{self, Change};
 use kvcluster_suite::history::{self, End, Event, What};
 use kvcluster_suite::lab::Lab;
+use kvcluster_suite::{check, processes};
+use serde::Serialize;
 
 use crate::support::{from_the_log, whole_store};
 
@@ -26,6 +30,10 @@ const HISTORIES_LONG: usize = 500;
 const SEED: &str = "KVCLUSTER_HISTORIES_SEED";
 /// Overrides the number of histories.
 const COUNT: &str = "KVCLUSTER_HISTORIES";
+/// Results of long runs, seen from this crate.
+const RESULTS: &str = "../results/histories.jsonl";
+/// Longest run of `git`.
+const GIT_LIMIT: Duration = Duration::from_secs(10);
 /// Clients at once, and keys of a history.
 const CLIENTS: usize = 8;
 const KEYS: usize = 5;
@@ -57,11 +65,8 @@ fn every_history_under_faults_is_linearizable() -> Result<()> {
     check::empty(lab.service()?)?;
     let porcupine = Porcupine::build()?;
     let seed = number_of(SEED)?.unwrap_or_else(|| now().as_secs());
-    let usual = if std::env::var_os("KVCLUSTER_LONG").is_some() {
-        HISTORIES_LONG
-    } else {
-        HISTORIES
-    };
+    let is_long = std::env::var_os("KVCLUSTER_LONG").is_some();
+    let usual = if is_long { HISTORIES_LONG } else { HISTORIES };
     let count = number_of(COUNT)?.map_or(Ok(usual), usize::try_from)?;
     println!("histories: {count} with {SEED}={seed}");
     let mut rng = Rng::with_seed(seed);
@@ -103,7 +108,11 @@ fn every_history_under_faults_is_linearizable() -> Result<()> {
             history.name
         );
     }
-    summary(&histories, judged);
+    let summary = Summary::new(seed, &histories, judged)?;
+    summary.print();
+    if is_long {
+        summary.keep()?;
+    }
     Ok(())
 }
 
@@ -298,22 +307,74 @@ fn line(history: &Seen) -> Result<String> {
     ))
 }
 
-fn summary(seen: &[Seen], judged: usize) {
-    let mut kinds: BTreeMap<Fault, usize> = BTreeMap::new();
-    for fault in seen.iter().flat_map(|history| &history.fired) {
-        *kinds.entry(*fault).or_default() += 1;
+/// What a run was, as one line of the results.
+#[derive(Serialize)]
+struct Summary {
+    command: &'static str,
+    commit: String,
+    seed: u64,
+    histories: usize,
+    operations: usize,
+    /// Each kind: how often it happened, and of those histories in which it was alone the longest time in which no client
+    /// got an answer, milliseconds.
+    faults: BTreeMap<String, (usize, u128)>,
+    /// Longest time from the last fault's end until everything answered, milliseconds.
+    whole_after_ms: u128,
+    verdict: &'static str,
+}
+
+impl Summary {
+    fn new(seed: u64, histories: &[Seen], operations: usize) -> Result<Self> {
+        let mut faults: BTreeMap<String, (usize, u128)> = BTreeMap::new();
+        for history in histories {
+            let silence = longest_silence(&history.events).as_millis();
+            for fault in &history.fired {
+                let (count, longest) = faults.entry(format!("{fault:?}")).or_default();
+                *count += 1;
+                if history.plans.len() == 1 {
+                    *longest = silence.max(*longest);
+                }
+            }
+        }
+        let settled = histories.iter().map(|history| history.settled).max();
+        let mut git = Command::new("git");
+        git.args(["describe", "--always", "--dirty"]);
+        Ok(Self {
+            command: "cargo lab test --only histories",
+            commit: processes::output(&mut git, GIT_LIMIT)?.trim().to_owned(),
+            seed,
+            histories: histories.len(),
+            operations,
+            faults,
+            whole_after_ms: settled.unwrap_or_default().as_millis(),
+            verdict: "linearizable",
+        })
     }
-    let slowest = seen
-        .iter()
-        .map(|history| history.settled)
-        .max()
-        .unwrap_or_default();
-    println!(
-        "histories: {} linearizable with {judged} operations; {} kinds of fault: {kinds:?}; whole again after {:.1} s at most",
-        seen.len(),
-        kinds.len(),
-        slowest.as_secs_f64()
-    );
+
+    fn print(&self) {
+        let Self {
+            histories,
+            operations,
+            faults,
+            whole_after_ms,
+            ..
+        } = self;
+        println!(
+            "histories: {histories} linearizable with {operations} operations; {} kinds of fault; whole again after {whole_after_ms} ms at most",
+            faults.len()
+        );
+        for (fault, (count, silence)) in faults {
+            println!("histories: {fault}: {count} times, longest silence {silence} ms");
+        }
+    }
+
+    /// Appends the line to the results, where a long run's are kept.
+    fn keep(&self) -> Result<()> {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(RESULTS);
+        let mut file = OpenOptions::new().create(true).append(true).open(&path)?;
+        let line = serde_json::to_string(self)?;
+        writeln!(file, "{line}").with_context(|| format!("cannot write {}", path.display()))
+    }
 }
 
 fn number_of(variable: &str) -> Result<Option<u64>> {
