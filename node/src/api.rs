@@ -26,6 +26,7 @@ mod decode;
 mod dispatch;
 mod frames;
 mod internal;
+mod level;
 mod long_query;
 mod problem;
 mod scan;

@@ -40,6 +40,10 @@ pub enum Bug {
     TombstonesDropped,
     /// After a restart one record is passed over.
     ResumesOneLater,
+    /// A process whose schema belongs to a newer one goes on to write.
+    OwnerUnchecked,
+    /// A flush does not look whether the slot stands where it thinks.
+    OffsetUnchecked,
 }
 
 /// Mistakes in the slot protocol.
@@ -62,7 +66,12 @@ pub const ALL: [Bug; 15] = [
 ];
 
 /// Mistakes at its edges.
-pub const EDGES: [Bug; 2] = [Bug::TombstonesDropped, Bug::ResumesOneLater];
+pub const EDGES: [Bug; 4] = [
+    Bug::TombstonesDropped,
+    Bug::ResumesOneLater,
+    Bug::OwnerUnchecked,
+    Bug::OffsetUnchecked,
+];
 
 /// Names the mistake to the program that is built with them.
 pub const BUG_VARIABLE: &str = "KVCLUSTER_SEEDED_BUG";

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use futures::future::BoxFuture;
-use kvcluster_crds::{NodeId, NodeStatus, Offset, SlotId};
+use kvcluster_crds::{LogId, NodeId, NodeStatus, Offset, SlotId};
 use tokio::time::Instant;
 
 use crate::effect::Effect;
@@ -159,6 +159,15 @@ pub trait Slots: Send + Sync + 'static {
     /// Waits for leave to read `slot` at this node as the leader.
     fn read(&self, slot: SlotId, deadline: Instant)
     -> BoxFuture<'_, Result<ReadPermit, SlotError>>;
+
+    /// The log that is followed.
+    fn log_id(&self) -> LogId;
+
+    /// The next offset that the replica of `slot` here will apply; none when there is no replica, or it stands still.
+    fn applied(&self, slot: SlotId) -> Option<Offset>;
+
+    /// Waits until the replica of `slot` here has applied the record at `offset`, or the deadline; whether it has.
+    fn has_applied(&self, slot: SlotId, offset: Offset, deadline: Instant) -> BoxFuture<'_, bool>;
 
     /// The addresses of all nodes, and whether each is this one.
     fn nodes(&self) -> Vec<(NodeId, String)>;

@@ -16,6 +16,7 @@ use bytes::Bytes;
 
 use crate::api::Shared;
 use crate::api::decode::{Plus, percent_decode, value_parameter};
+use crate::api::level::{Level, Token};
 use crate::api::long_query::LongQuery;
 use crate::api::problem::{ErrorCode, Problem};
 use crate::effect::{Effect, KEY_BYTES_MAX, VALUE_BYTES_MAX};
@@ -66,33 +67,42 @@ async fn put(shared: &Shared, request: &Parts) -> Result<Response, Problem> {
         return Err(Problem::value_too_long());
     }
     require_text(&value, "value")?;
-    shared
-        .write(
-            Effect::Put {
-                key,
-                value: value.into(),
-            },
-            shared.deadline(),
-        )
-        .await?;
-    Ok(text(StatusCode::OK, "PUT success"))
+    let value = value.into();
+    let token = write(shared, Effect::Put { key, value }).await?;
+    Ok(with(token, text(StatusCode::OK, "PUT success")))
 }
 
 async fn get(shared: &Shared, request: &Parts) -> Result<Response, Problem> {
     let key = key_of(request)?;
-    let found = shared.read(&key, shared.deadline()).await?;
-    Ok(match found {
+    let (log_id, slot) = (shared.slots.log_id(), shared.slot(&key));
+    let level = Level::of(&request.headers, log_id, slot)?;
+    let (found, seen) = shared.read_at(&key, level, shared.deadline()).await?;
+    let answer = match found {
         Some(found) => text(StatusCode::OK, found.value),
         None => text(StatusCode::NOT_FOUND, "Key not found"),
+    };
+    Ok(match seen {
+        Some(token) => with(token, answer),
+        None => answer,
     })
 }
 
 async fn delete(shared: &Shared, request: &Parts) -> Result<Response, Problem> {
     let key = key_of(request)?;
-    shared
-        .write(Effect::Delete { key }, shared.deadline())
-        .await?;
-    Ok(text(StatusCode::OK, "DELETE success"))
+    let token = write(shared, Effect::Delete { key }).await?;
+    Ok(with(token, text(StatusCode::OK, "DELETE success")))
+}
+
+/// Writes, and gives the token of the write's record.
+async fn write(shared: &Shared, effect: Effect) -> Result<Token, Problem> {
+    let slot = shared.slot(effect.key());
+    let offset = shared.write(effect, shared.deadline()).await?;
+    Ok(shared.token(slot, offset))
+}
+
+fn with(token: Token, mut answer: Response) -> Response {
+    answer.headers_mut().extend([token.header()]);
+    answer
 }
 
 /// The answer to `OPTIONS`.

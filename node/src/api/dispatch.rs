@@ -18,6 +18,7 @@ use tokio::time::Instant;
 
 use crate::api::Shared;
 use crate::api::internal;
+use crate::api::level::{Level, Token};
 use crate::api::problem::{ErrorCode, Problem};
 use crate::effect::{Effect, VALUE_BYTES_MAX, Versioned};
 use crate::metrics::ForwardLabels;
@@ -33,6 +34,8 @@ const LOOK_AGAIN_MS: u64 = 20;
 /// How long an answer to a write is waited for after the slot has got another leader, milliseconds: time for the old one to
 /// learn what became of it.
 const AFTER_CHANGE_MS: u64 = 2_000;
+/// How long this node's replica may take to come as far as a token, milliseconds; then the leader is asked, who is as far.
+const TOKEN_WAIT_MS: u64 = 500;
 /// Longest answer of another node besides a value, bytes.
 const ANSWER_BYTES_MAX: usize = VALUE_BYTES_MAX + 65_536;
 
@@ -124,6 +127,41 @@ impl Shared {
         }
         // What other nodes said on the way is for them; to the client, nobody led.
         Err(Problem::new(ErrorCode::NoLeader, problem.detail))
+    }
+
+    /// Reads a key as fresh as `level` asks for, at this node's own replica where that will do. With a token of what was seen
+    /// at least, where that is known.
+    pub(super) async fn read_at(
+        &self,
+        key: &Bytes,
+        level: Level,
+        deadline: Instant,
+    ) -> Result<(Option<Versioned>, Option<Token>), Problem> {
+        let slot = self.slot(key);
+        let patience = deadline.min(Instant::now() + Duration::from_millis(TOKEN_WAIT_MS));
+        let is_fresh = match level {
+            Level::Linearizable => false,
+            Level::Any => true,
+            Level::Token(offset) => self.slots.has_applied(slot, offset, patience).await,
+        };
+        if let Some(next) = self.slots.applied(slot).filter(|_| is_fresh) {
+            let found = tokio::time::timeout_at(deadline, self.store.get(slot, key)).await;
+            let found = found.map_err(|_| too_late("reading from PostgreSQL"))??;
+            let seen = (next.0 > 0).then(|| self.token(slot, Offset(next.0 - 1)));
+            return Ok((found, seen));
+        }
+        let found = self.read(key, deadline).await?;
+        let seen = found.as_ref().map(|found| self.token(slot, found.version));
+        Ok((found, seen))
+    }
+
+    /// The token of a record.
+    pub(super) fn token(&self, slot: SlotId, offset: Offset) -> Token {
+        Token {
+            log_id: self.slots.log_id(),
+            slot,
+            offset,
+        }
     }
 
     pub(super) async fn write_here(

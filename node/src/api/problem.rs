@@ -22,7 +22,7 @@ pub enum ErrorCode {
     BadEncoding,
     /// A key or value that is not UTF-8, where only text can be kept.
     NotText,
-    /// A request between nodes that makes no sense.
+    /// A header that makes no sense, or a request between nodes.
     BadRequest,
     /// Longer than [`KEY_BYTES_MAX`].
     KeyTooLong,

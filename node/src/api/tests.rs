@@ -18,6 +18,7 @@ use crate::service::Place;
 mod classic;
 mod cluster;
 mod fake;
+mod levels;
 mod wire;
 
 use fake::FakeSlots;
@@ -105,7 +106,10 @@ async fn send(router: &Router, method: &str, target: &str, body: Body) -> Answer
         .uri(target)
         .body(body)
         .expect("a request");
-    let response = router.clone().oneshot(request).await.expect("infallible");
+    answer_of(router.clone().oneshot(request).await.expect("infallible")).await
+}
+
+async fn answer_of(response: Response) -> Answer {
     let (head, body) = response.into_parts();
     let body = to_bytes(body, usize::MAX).await.expect("a whole body");
     Answer {

@@ -61,6 +61,8 @@ struct Entry {
     /// Set when the node holds a replica.
     requests: OnceLock<mpsc::Sender<Request>>,
     view: Mutex<Option<View>>,
+    /// As far as a replica that goes on has come.
+    applied: watch::Sender<Option<Offset>>,
     stopped: AtomicBool,
 }
 
@@ -79,6 +81,7 @@ impl Registry {
             place: watch::Sender::new(Place::Nobody),
             requests: OnceLock::new(),
             view: Mutex::new(None),
+            applied: watch::Sender::new(None),
             stopped: AtomicBool::new(false),
         };
         Self {
@@ -145,13 +148,20 @@ impl Registry {
     /// Notes what a replica looks like, and who serves its slot.
     pub(super) fn publish(&self, slot: SlotId, view: View, serving: Option<NodeId>, stopped: bool) {
         let entry = self.entry(slot);
-        let elsewhere = if view.frozen.is_some() {
+        // A replica that stands still does not learn of later leaders.
+        let serving = if view.frozen.is_some() {
             self.heard_to_serve(slot)
         } else {
-            None
+            serving
         };
-        self.set_place(slot, serving.or(elsewhere));
+        self.set_place(slot, serving);
         entry.stopped.store(stopped, Ordering::SeqCst);
+        let applied = view.frozen.is_none().then_some(view.applied);
+        entry.applied.send_if_modified(|known| {
+            let news = *known != applied;
+            *known = applied;
+            news
+        });
         *entry.view.lock().unwrap_or_else(PoisonError::into_inner) = Some(view);
     }
 
@@ -382,6 +392,23 @@ impl Slots for Registry {
                 },
             )?;
             answered.await.unwrap_or(Err(SlotError::NotLeader { slot }))
+        }
+        .boxed()
+    }
+
+    fn log_id(&self) -> LogId {
+        self.config.log_id
+    }
+
+    fn applied(&self, slot: SlotId) -> Option<Offset> {
+        *self.entry(slot).applied.borrow()
+    }
+
+    fn has_applied(&self, slot: SlotId, offset: Offset, deadline: Instant) -> BoxFuture<'_, bool> {
+        let mut applied = self.entry(slot).applied.subscribe();
+        async move {
+            let reached = applied.wait_for(|applied| applied.is_some_and(|next| next > offset));
+            matches!(timeout_at(deadline, reached).await, Ok(Ok(_)))
         }
         .boxed()
     }

@@ -162,7 +162,10 @@ impl Running {
                 Output::Append { token, bytes } => {
                     self.replica.log.append(self.slot, token, &bytes);
                 }
-                Output::Apply(applied) => self.replica.store.apply(applied),
+                Output::Apply(applied) => {
+                    self.replica.store.apply(applied);
+                    self.news = true;
+                }
                 // A client that has gone away does not wait for its answer.
                 Output::WriteAnswer { id, answer } => {
                     let _ = self.writes.remove(&id).map(|waiting| waiting.send(answer));

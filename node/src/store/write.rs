@@ -45,7 +45,8 @@ pub(super) async fn write(
         .execute(&mut *tx)
         .await
         .map_err(unavailable)?;
-    if moved.rows_affected() != batch.steps.len() as u64 {
+    let fits = moved.rows_affected() == batch.steps.len() as u64;
+    if !fits && !seeded::on(Bug::OffsetUnchecked) {
         tx.rollback().await.map_err(unavailable)?;
         return Ok(Outcome::NotWhereExpected);
     }

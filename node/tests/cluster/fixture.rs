@@ -13,10 +13,10 @@ use std::time::{Duration, Instant};
 
 use kvcluster_crds::names::ClusterNames;
 use kvcluster_crds::{Assignment, LogId, NodeEntry, NodeId, NodeStatus, SlotAssignment, SlotRole};
-use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
+use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
 const KAFKA: &str = "KVCLUSTER_TEST_KAFKA";
@@ -99,10 +99,7 @@ impl Cluster {
     }
 
     async fn make_topics(&self) {
-        let admin: AdminClient<DefaultClientContext> = ClientConfig::new()
-            .set("bootstrap.servers", &self.kafka)
-            .create()
-            .expect("an admin client");
+        let admin = self.admin();
         let names = [
             (self.names.log_topic(), self.slots),
             (self.names.assignment_topic(), 1),
@@ -124,10 +121,7 @@ impl Cluster {
     }
 
     async fn delete_topics(&self) {
-        let admin: AdminClient<DefaultClientContext> = ClientConfig::new()
-            .set("bootstrap.servers", &self.kafka)
-            .create()
-            .expect("an admin client");
+        let admin = self.admin();
         let names = [
             self.names.log_topic(),
             self.names.assignment_topic(),
@@ -187,14 +181,78 @@ impl Cluster {
             slots: slots.collect(),
             nodes: nodes.collect(),
         };
+        self.produce(&self.names.assignment_topic(), 0, &assignment.encode());
+    }
+
+    fn produce(&self, topic: &str, partition: i32, bytes: &[u8]) {
         let producer: BaseProducer = ClientConfig::new()
             .set("bootstrap.servers", &self.kafka)
             .create()
             .expect("a producer");
-        let (topic, bytes) = (self.names.assignment_topic(), assignment.encode());
-        let record = BaseRecord::<(), _>::to(&topic).partition(0).payload(&bytes);
+        let record = BaseRecord::<(), _>::to(topic)
+            .partition(partition)
+            .payload(bytes);
         producer.send(record).expect("queued");
         producer.flush(Duration::from_secs(10)).expect("published");
+    }
+
+    /// Appends some bytes to the log of a slot, as anybody could.
+    pub(crate) fn append(&self, slot: u32, bytes: &[u8]) {
+        let partition = i32::try_from(slot).expect("few");
+        self.produce(&self.names.log_topic(), partition, bytes);
+    }
+
+    /// Removes every record that the log of a slot has now.
+    pub(crate) fn trim(&self, slot: u32) {
+        let mut places = TopicPartitionList::new();
+        let partition = i32::try_from(slot).expect("few");
+        places
+            .add_partition_offset(&self.names.log_topic(), partition, Offset::End)
+            .expect("a place");
+        let options = AdminOptions::new();
+        let admin = self.admin();
+        let trimmed = admin.delete_records(&places, &options);
+        self.runtime.block_on(trimmed).expect("Kafka answers");
+    }
+
+    /// Deletes the log topic and makes it again.
+    pub(crate) fn make_log_anew(&self) {
+        let topic = self.names.log_topic();
+        let admin = self.admin();
+        let options = AdminOptions::new();
+        let partitions = i32::try_from(self.slots).expect("few");
+        let new = NewTopic::new(&topic, partitions, TopicReplication::Fixed(1));
+        self.runtime.block_on(async {
+            let deleted = admin.delete_topics(&[&topic], &options).await;
+            assert!(deleted.expect("Kafka answers").iter().all(Result::is_ok));
+        });
+        // Kafka deletes in its own time.
+        self.wait_until(HTTP_TIMEOUT, || {
+            let made = self.runtime.block_on(admin.create_topics([&new], &options));
+            made.expect("Kafka answers").iter().all(Result::is_ok)
+        });
+    }
+
+    /// Rows in the schema of a node.
+    pub(crate) fn rows(&self, node: usize) -> usize {
+        let statement = format!("SELECT count(*) FROM {}.kv", self.schema(node));
+        let count: i64 = self.runtime.block_on(async {
+            let mut connection = PgConnection::connect(&self.postgres)
+                .await
+                .expect("PostgreSQL answers");
+            sqlx::query_scalar(AssertSqlSafe(statement))
+                .fetch_one(&mut connection)
+                .await
+                .expect("a count")
+        });
+        usize::try_from(count).expect("not negative")
+    }
+
+    fn admin(&self) -> AdminClient<DefaultClientContext> {
+        ClientConfig::new()
+            .set("bootstrap.servers", &self.kafka)
+            .create()
+            .expect("an admin client")
     }
 
     /// Starts the process of a node that has none.

@@ -9,6 +9,7 @@
 )]
 
 mod fixture;
+mod mishaps;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

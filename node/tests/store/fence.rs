@@ -9,6 +9,10 @@ use crate::fixture::{Fixture, Model};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_newer_process_fences_the_older_one() {
+    newer_fences_older().await;
+}
+
+pub(crate) async fn newer_fences_older() {
     let fixture = Fixture::new().await;
     let old = fixture.store(1, &[0]).await;
     let mut model = Model::new();
@@ -45,6 +49,10 @@ async fn an_idle_process_learns_that_it_is_fenced() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_offset_that_somebody_else_moved_ends_the_store() {
+    moved_offset_ends_store().await;
+}
+
+pub(crate) async fn moved_offset_ends_store() {
     let fixture = Fixture::new().await;
     let store = fixture.store(1, &[0]).await;
     let mut model = Model::new();

@@ -8,4 +8,6 @@ mod fence;
 mod fixture;
 mod flush;
 mod scan;
+#[cfg(feature = "seeded-bugs")]
+mod seeded;
 mod server;

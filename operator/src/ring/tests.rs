@@ -64,6 +64,16 @@ fn assert_sound(shape: Shape, nodes: &[NodeId], table: &[SlotAssignment]) {
     }
 }
 
+/// Replicas that have to move because the load bound is lower with more nodes, where there are hardly more replicas than
+/// nodes: from 2 to 1, for example.
+fn moves_forced(shape: Shape, before: &[SlotAssignment], nodes_after: usize) -> usize {
+    let bound = shape.load_bound(nodes_after);
+    let above = loads(before)
+        .into_values()
+        .map(|load| load.saturating_sub(bound));
+    above.sum()
+}
+
 /// Replicas that may move when a node joins N: an even share of the new node plus 5 % of all, and never less than one.
 fn moves_allowed(shape: Shape, nodes_before: usize) -> usize {
     let replicas = shape.slots as usize * shape.replication;
@@ -114,7 +124,9 @@ proptest! {
         let joined = ids(nodes + 1);
         let after = propose(shape, &joined, Some(published(&ids(nodes), &before))).unwrap();
         assert_sound(shape, &joined, &after);
-        let (moved, allowed) = (moves(&before, &after), moves_allowed(shape, nodes as usize));
+        let forced = moves_forced(shape, &before, joined.len());
+        let allowed = moves_allowed(shape, nodes as usize).max(forced);
+        let moved = moves(&before, &after);
         prop_assert!(moved <= allowed, "{} replicas moved, {} are allowed", moved, allowed);
         let share = shape.slots as usize * shape.replication / joined.len();
         let got = loads(&after).get(&NodeId(nodes)).copied().unwrap_or(0);
@@ -217,4 +229,19 @@ fn share_that_moves_when_a_node_joins() {
         );
         assert!(moved * (nodes + 1) * 100 <= replicas * (100 + 5 * (nodes + 1)));
     }
+}
+
+#[test]
+fn a_lower_bound_moves_what_is_above_it_and_nothing_else() {
+    let shape = Shape {
+        slots: 5,
+        replication: 2,
+        virtual_nodes: 1,
+        load_factor_percent: 141,
+    };
+    let before = propose(shape, &ids(14), None).unwrap();
+    let after = propose(shape, &ids(15), Some(published(&ids(14), &before))).unwrap();
+    assert_eq!((shape.load_bound(14), shape.load_bound(15)), (2, 1));
+    assert_sound(shape, &ids(15), &after);
+    assert_eq!(moves(&before, &after), moves_forced(shape, &before, 15));
 }

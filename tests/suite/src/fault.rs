@@ -7,41 +7,44 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use fastrand::Rng;
 use kvcluster_crds::NodeId;
+use kvcluster_crds::slot::slot_of_key;
 
 use crate::lab::{self, Lab, SCHEMA_PREFIX};
-use crate::{check, election, processes};
+use crate::{check, election, poll, processes};
 
+/// Longest time until each slot has a leader, when a fault is to hit one: another fault may be held.
+const LEADER_LIMIT: Duration = Duration::from_secs(10);
 /// Longest run of `kill`.
 const KILL_LIMIT: Duration = Duration::from_secs(5);
 
 /// A kind of fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Fault {
-    /// SIGKILL of the node that leads most slots, and its return.
+    /// SIGKILL of the leader of a key that is used, and its return.
     LeaderKilled,
     /// SIGKILL of two nodes of three, and their return.
     MajorityKilled,
     /// SIGKILL of all nodes, and their return.
     AllNodesKilled,
-    /// The node that leads most slots gives its slots away, ends, and returns.
+    /// The leader of a key that is used gives its slots away, ends, and returns.
     LeaderStopsGracefully,
-    /// SIGSTOP of the node that leads most slots until long after its lease, then SIGCONT.
+    /// SIGSTOP of the leader of a key that is used until long after its lease, then SIGCONT.
     LeaderPaused,
     /// The same, shorter than its lease.
     LeaderPausedShortly,
     /// SIGSTOP of all nodes past their leases, then SIGCONT: a machine that was suspended.
     AllNodesPaused,
-    /// What the leader of most slots sends to Kafka is lost.
+    /// What such a leader sends to Kafka is lost.
     CutFromKafka,
-    /// Kafka gets what the leader of most slots sends, and its answers are lost.
+    /// Kafka gets what such a leader sends, and its answers are lost.
     KafkaAnswersLost,
     /// What a node sends to PostgreSQL is lost.
     CutFromPostgres,
     /// PostgreSQL gets what a node sends, and its answers are lost: commits of unknown outcome.
     PostgresAnswersLost,
-    /// What a node sends to other nodes is lost.
+    /// What a node that does not lead such a key sends to other nodes is lost.
     CutFromPeers,
-    /// What other nodes send to the leader of most slots is lost.
+    /// What other nodes send to such a leader is lost.
     PeersCutFromLeader,
     /// SIGKILL of a broker of three, and its return.
     BrokerKilled,
@@ -178,9 +181,10 @@ impl Plan {
         }
     }
 
-    /// Makes the fault, holds it, and takes it back. `give_up` turns the clients' impatience on and off.
-    pub fn run(&self, give_up: &dyn Fn(bool)) -> Result<Done> {
-        let done = self.act(give_up).with_context(|| format!("{self:?}"));
+    /// Makes the fault, holds it, and takes it back. Clients use `key`, so what is done to its leader is felt; `give_up` turns
+    /// their impatience on and off.
+    pub fn run(&self, key: &str, give_up: &dyn Fn(bool)) -> Result<Done> {
+        let done = self.act(key, give_up).with_context(|| format!("{self:?}"));
         if !self.fault.cuts() {
             return done;
         }
@@ -192,13 +196,13 @@ impl Plan {
         Ok(done)
     }
 
-    fn act(&self, give_up: &dyn Fn(bool)) -> Result<Done> {
+    fn act(&self, key: &str, give_up: &dyn Fn(bool)) -> Result<Done> {
         let mut rng = Rng::with_seed(self.seed);
         let lab = Lab::local()?;
         let node = lab.nodes[rng.usize(..lab.nodes.len())].id;
         let broker = format!("kafka-{}", rng.usize(..lab.brokers()?));
         match self.fault {
-            Fault::LeaderKilled => self.kill(&[leader(&lab)]),
+            Fault::LeaderKilled => self.kill(&[leader_of(&lab, key)?]),
             Fault::MajorityKilled => {
                 let nodes = lab.nodes.iter().map(|node| name(node.id));
                 let mut nodes: Vec<String> = nodes.collect();
@@ -210,19 +214,27 @@ impl Plan {
                 let nodes = lab.nodes.iter().map(|node| name(node.id));
                 self.kill(&nodes.collect::<Vec<_>>())
             }
-            Fault::LeaderStopsGracefully => stop(&leader(&lab), "TERM"),
-            Fault::LeaderPaused | Fault::LeaderPausedShortly => self.pause(&[leader(&lab)]),
+            Fault::LeaderStopsGracefully => stop(&leader_of(&lab, key)?, "TERM"),
+            Fault::LeaderPaused | Fault::LeaderPausedShortly => {
+                self.pause(&[leader_of(&lab, key)?])
+            }
             Fault::AllNodesPaused => {
                 let nodes = lab.nodes.iter().map(|node| name(node.id));
                 self.pause(&nodes.collect::<Vec<_>>())
             }
-            Fault::CutFromKafka => self.cut(&leader(&lab), "kafka", false),
-            Fault::KafkaAnswersLost => self.cut(&leader(&lab), "kafka", true),
+            Fault::CutFromKafka => self.cut(&leader_of(&lab, key)?, "kafka", false),
+            Fault::KafkaAnswersLost => self.cut(&leader_of(&lab, key)?, "kafka", true),
             Fault::CutFromPostgres => self.cut(&name(node), "postgres", false),
             Fault::PostgresAnswersLost => self.cut(&name(node), "postgres", true),
-            Fault::CutFromPeers => self.cut(&name(node), "node", false),
+            Fault::CutFromPeers => {
+                // One that has to ask another for the key.
+                let leader = leader_of(&lab, key)?;
+                let others = lab.nodes.iter().map(|node| name(node.id));
+                let others: Vec<String> = others.filter(|other| *other != leader).collect();
+                self.cut(&others[rng.usize(..others.len())], "node", false)
+            }
             Fault::PeersCutFromLeader => {
-                let leader = leader(&lab);
+                let leader = leader_of(&lab, key)?;
                 for other in lab.nodes.iter().map(|node| name(node.id)) {
                     if other != leader {
                         lab::cut(&other, &leader, false)?;
@@ -323,11 +335,14 @@ fn name(node: u32) -> String {
     format!("node-{node}")
 }
 
-/// The node that leads most slots, or the first that runs while nobody leads.
-fn leader(lab: &Lab) -> String {
-    let reports = lab.nodes.iter().filter_map(|node| node.status().ok());
-    let leaders = election::leaders_of(&reports.collect::<Vec<_>>());
-    name(leaders.map_or(lab.nodes[0].id, |leaders| election::busiest(&leaders)))
+/// The node that leads the slot of a key.
+fn leader_of(lab: &Lab, key: &str) -> Result<String> {
+    poll::until(LEADER_LIMIT, "a leader for each slot", || {
+        let reports = lab.nodes.iter().filter_map(|node| node.status().ok());
+        let leaders = election::leaders_of(&reports.collect::<Vec<_>>())?;
+        let slot = slot_of_key(key.as_bytes(), u32::try_from(leaders.len())?);
+        Ok(leaders.get(&slot.0).map(|leader| name(*leader)))
+    })
 }
 
 fn stop(part: &str, signal: &str) -> Result<Done> {

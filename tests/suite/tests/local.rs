@@ -15,8 +15,12 @@ mod faults;
 mod hand_over;
 #[path = "local/kafka_returns.rs"]
 mod kafka_returns;
+#[path = "local/levels.rs"]
+mod levels;
 #[path = "local/memory_limit.rs"]
 mod memory_limit;
+#[path = "local/overload.rs"]
+mod overload;
 #[path = "local/support.rs"]
 mod support;
 #[path = "local/unicode_load.rs"]

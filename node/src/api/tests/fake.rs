@@ -1,7 +1,7 @@
 //! Slots that answer at once, or as they are told.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use futures::FutureExt;
@@ -30,6 +30,8 @@ pub(super) struct FakeSlots {
     /// Reads that asked for leave.
     pub(super) read_count: AtomicUsize,
     next_offset: AtomicI64,
+    /// Whether this node has replicas.
+    pub(super) has_replica: AtomicBool,
 }
 
 impl FakeSlots {
@@ -41,6 +43,7 @@ impl FakeSlots {
             reads: Mutex::default(),
             read_count: AtomicUsize::new(0),
             next_offset: AtomicI64::new(0),
+            has_replica: AtomicBool::new(true),
         })
     }
 
@@ -141,6 +144,19 @@ impl Slots for FakeSlots {
             Err(SlotError::NotLeader { slot })
         };
         std::future::ready(answer).boxed()
+    }
+
+    fn log_id(&self) -> LogId {
+        LogId(2)
+    }
+
+    fn applied(&self, _slot: SlotId) -> Option<Offset> {
+        Some(Offset(self.next_offset.load(Ordering::Relaxed)))
+            .filter(|_| self.has_replica.load(Ordering::Relaxed))
+    }
+
+    fn has_applied(&self, slot: SlotId, offset: Offset, _deadline: Instant) -> BoxFuture<'_, bool> {
+        std::future::ready(self.applied(slot).is_some_and(|next| next > offset)).boxed()
     }
 
     fn nodes(&self) -> Vec<(NodeId, String)> {

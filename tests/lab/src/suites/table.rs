@@ -84,7 +84,7 @@ const SUITES: [Suite; 9] = [
         Work::Commands(&[LINT, LINT_SUITES]),
     ),
     suite("unit", Need::Services, 900, Work::Commands(&[UNIT])),
-    suite("seeds", Need::Nothing, 600, Work::Commands(&[SEEDS])),
+    suite("seeds", Need::Services, 600, Work::Commands(&[SEEDS])),
     suite("charts", Need::Nothing, 300, Work::Commands(CHARTS)),
     suite("local", Need::Local, 600, Work::Commands(&[LOCAL])),
     suite(
@@ -127,7 +127,7 @@ const LINT_SUITES: &[&str] = &[
     "warnings",
 ];
 const UNIT: &[&str] = &["cargo", "test", "--workspace", "--locked", "--no-fail-fast"];
-/// Deliberate mistakes, which the model and the simulation must catch; in a build of their own.
+/// Deliberate mistakes, which the model, the simulation and the store's tests must catch; in a build of their own.
 const SEEDS: &[&str] = &[
     "cargo",
     "test",
@@ -139,6 +139,8 @@ const SEEDS: &[&str] = &[
     "model",
     "--test",
     "simulation",
+    "--test",
+    "store",
     "--",
     "--nocapture",
     "seeded",

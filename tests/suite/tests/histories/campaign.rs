@@ -193,7 +193,7 @@ fn inject(
                     faults.lock().expect("nobody panics with it").push(event);
                 };
                 note("", "begins".to_owned());
-                let done = plan.run(&|impatient| run.set_impatient(impatient))?;
+                let done = plan.run(&run.keys[0], &|impatient| run.set_impatient(impatient))?;
                 ensure!(
                     done.fired || plans.len() > 1,
                     "{plan:?} of {} did not happen: {}",
