@@ -145,8 +145,7 @@ impl Shared {
             Level::Token(offset) => self.slots.has_applied(slot, offset, patience).await,
         };
         if let Some(next) = self.slots.applied(slot).filter(|_| is_fresh) {
-            let found = tokio::time::timeout_at(deadline, self.store.get(slot, key)).await;
-            let found = found.map_err(|_| too_late("reading from PostgreSQL"))??;
+            let found = self.get(slot, key, deadline).await?;
             let seen = (next.0 > 0).then(|| self.token(slot, Offset(next.0 - 1)));
             return Ok((found, seen));
         }
@@ -162,6 +161,17 @@ impl Shared {
             slot,
             offset,
         }
+    }
+
+    /// What the replica here has applied to a key.
+    async fn get(
+        &self,
+        slot: SlotId,
+        key: &Bytes,
+        deadline: Instant,
+    ) -> Result<Option<Versioned>, Problem> {
+        let found = tokio::time::timeout_at(deadline, self.store.get(slot, key)).await;
+        Ok(found.map_err(|_| too_late("reading from PostgreSQL"))??)
     }
 
     pub(super) async fn write_here(
@@ -183,10 +193,8 @@ impl Shared {
         loop {
             let permit = self.slots.read(slot, deadline).await;
             let permit = permit.map_err(|error| Failure::from(Problem::from(error)))?;
-            let found = tokio::time::timeout_at(deadline, self.store.get(slot, key)).await;
-            let found = found
-                .map_err(|_| Failure::Final(too_late("reading from PostgreSQL")))?
-                .map_err(|error| Failure::Final(error.into()))?;
+            let found = self.get(slot, key, deadline).await;
+            let found = found.map_err(Failure::Final)?;
             if permit.confirm(clock::now_ns()) {
                 return Ok(found);
             }

@@ -15,10 +15,14 @@ const KEYS: usize = 64;
 const HIT: u32 = 3;
 const OTHER: u32 = 4;
 
-fn written(cluster: &Cluster, value: &str) {
+/// A cluster with a leader and some keys in each slot.
+fn begun() -> Cluster {
+    let cluster = Cluster::start(3, SLOTS);
+    cluster.wait_until_led(PATIENCE);
     for number in 0..KEYS {
-        cluster.put_surely(number % cluster.nodes(), &format!("k{number}"), value);
+        cluster.put_surely(number % cluster.nodes(), &format!("k{number}"), "before");
     }
+    cluster
 }
 
 /// Some key of a slot.
@@ -42,9 +46,7 @@ fn frozen(cluster: &Cluster, node: usize, slot: u32) -> (i64, String) {
 #[test]
 fn a_damaged_record_stops_every_replica_at_its_place_and_no_other_slot() {
     let _turn = alone();
-    let mut cluster = Cluster::start(3, SLOTS);
-    cluster.wait_until_led(PATIENCE);
-    written(&cluster, "before");
+    let mut cluster = begun();
     // Ours by its first bytes, and not readable.
     cluster.append(HIT, b"KVLR\x01 this is no record of ours");
     let stands: Vec<_> = (0..3).map(|node| frozen(&cluster, node, HIT)).collect();
@@ -66,9 +68,7 @@ fn a_damaged_record_stops_every_replica_at_its_place_and_no_other_slot() {
 #[test]
 fn a_record_of_some_other_program_is_passed_over_and_counted() {
     let _turn = alone();
-    let mut cluster = Cluster::start(3, SLOTS);
-    cluster.wait_until_led(PATIENCE);
-    written(&cluster, "before");
+    let mut cluster = begun();
     for number in 0..10 {
         cluster.append(HIT, format!("a stray line {number}").as_bytes());
         cluster.put_surely(number % 3, &key_of(HIT), &format!("after{number}"));
@@ -88,9 +88,7 @@ fn a_record_of_some_other_program_is_passed_over_and_counted() {
 #[test]
 fn a_replica_whose_next_record_was_trimmed_says_so_and_the_others_go_on() {
     let _turn = alone();
-    let mut cluster = Cluster::start(3, SLOTS);
-    cluster.wait_until_led(PATIENCE);
-    written(&cluster, "before");
+    let mut cluster = begun();
     // The last that node 2 learns is that node 1 leads.
     cluster.kill(0);
     cluster.wait_until(PATIENCE, || leader_seen_by(&cluster, 2) == Some(NodeId(1)));
@@ -119,9 +117,7 @@ fn leader_seen_by(cluster: &Cluster, node: usize) -> Option<NodeId> {
 #[test]
 fn a_log_that_was_made_anew_is_not_followed() {
     let _turn = alone();
-    let mut cluster = Cluster::start(3, SLOTS);
-    cluster.wait_until_led(PATIENCE);
-    written(&cluster, "before");
+    let mut cluster = begun();
     cluster.wait_until(PATIENCE, || cluster.agree());
     let before = cluster.scan(0);
     // PostgreSQL has everything, and remembers the log that it is from.
@@ -156,9 +152,7 @@ fn a_log_that_was_made_anew_is_not_followed() {
 #[test]
 fn a_log_that_is_made_anew_under_running_nodes_is_not_followed_either() {
     let _turn = alone();
-    let mut cluster = Cluster::start(3, SLOTS);
-    cluster.wait_until_led(PATIENCE);
-    written(&cluster, "before");
+    let mut cluster = begun();
     cluster.wait_until(PATIENCE, || cluster.agree());
     cluster.make_log_anew();
     // Until the nodes have seen it, a write may be taken by the new topic; it is never acknowledged.

@@ -31,6 +31,7 @@ const KAFKA_VARIABLE: &str = "KVCLUSTER_TEST_KAFKA";
 /// Runs the suites and prints the summary; `false` if anything failed.
 pub fn run(layout: &Layout, progress: &Progress, long: bool, only: &[String]) -> Result<bool> {
     let suites = table::select(only)?;
+    check_what_runs(&Lab::load(layout)?, &suites)?;
     let mut runner = Runner {
         layout,
         progress,
@@ -88,6 +89,22 @@ pub fn bench(layout: &Layout, progress: &Progress, arguments: &[String]) -> Resu
     Ok(status?.success())
 }
 
+/// Refuses at once, and not after half an hour, where a store that somebody else started has the wrong size for a suite.
+fn check_what_runs(lab: &Lab, suites: &[Suite]) -> Result<()> {
+    let running = lab.count("kafka-");
+    let mut suites = suites.iter().filter(|_| lab.is_running());
+    if let Some(suite) = suites
+        .find(|suite| suite.need.mode() == Need::Local.mode() && suite.need.brokers() != running)
+    {
+        bail!(
+            "local runs with {running} Kafka brokers, and the suite {} wants {}: `cargo lab down` first, or choose other suites with --only",
+            suite.name,
+            suite.need.brokers()
+        );
+    }
+    Ok(())
+}
+
 struct Runner<'a> {
     layout: &'a Layout,
     progress: &'a Progress,
@@ -100,26 +117,16 @@ impl Runner<'_> {
     /// Brings up what a suite needs and does not run yet; a line if there was something to do.
     fn bring(&mut self, need: Need) -> Option<Line> {
         let (name, budget) = need.bringing()?;
-        let lab = Lab::load(self.layout).unwrap_or_default();
-        let is_there = match need {
-            Need::Kind => Cluster::running(self.layout).is_some(),
-            _ => !lab.parts.is_empty(),
-        };
-        if !is_there {
-            self.brought.push(need);
-        }
         let started = Instant::now();
         // Also where it runs already: the store in it may be older than the source.
         let result = match need {
-            Need::Kind => up::run(self.layout, self.progress),
-            _ => local::up(
-                self.layout,
-                self.progress,
-                &LocalOptions {
-                    brokers: need.brokers(),
-                    ..lab.options(need == Need::Services)
-                },
-            ),
+            Need::Kind => {
+                if Cluster::running(self.layout).is_none() {
+                    self.brought.push(need);
+                }
+                up::run(self.layout, self.progress)
+            }
+            _ => self.bring_local(need),
         };
         let failed = u32::from(result.is_err());
         if let Err(error) = result {
@@ -132,6 +139,23 @@ impl Runner<'_> {
             took: started.elapsed(),
             budget,
         })
+    }
+
+    fn bring_local(&mut self, need: Need) -> Result<()> {
+        let mut lab = Lab::load(self.layout)?;
+        if lab.is_leftover() {
+            // Of any size, with the data of anything that was done to it: a suite begins with its own.
+            local::stop(self.layout, self.progress)?;
+            lab = Lab::default();
+        }
+        if !lab.is_running() {
+            self.brought.push(need);
+        }
+        let options = LocalOptions {
+            brokers: need.brokers(),
+            ..lab.options(need == Need::Services)
+        };
+        local::up(self.layout, self.progress, &options)
     }
 
     fn take_down(&mut self, later: &[Need]) -> Result<()> {
@@ -251,5 +275,41 @@ fn failed_counts(log: &Path) -> Counts {
     Counts {
         failed: counts.failed.max(1),
         ..counts
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::local::parts::Part;
+
+    #[test]
+    fn a_store_of_another_size_is_refused_before_the_first_suite() {
+        let suites = table::select(&[]).expect("all");
+        let mut sleeper = Part {
+            name: "kafka-0".to_owned(),
+            argv: vec!["sleep".to_owned(), "600".to_owned()],
+            cwd: "/".into(),
+            log: "/dev/null".into(),
+            ..Part::default()
+        };
+        let leftover = Lab {
+            parts: vec![sleeper.clone()],
+        };
+        assert!(check_what_runs(&leftover, &suites).is_ok(), "nothing runs");
+        sleeper.start().expect("sleep starts");
+        let lab = Lab {
+            parts: vec![sleeper],
+        };
+        let refused = check_what_runs(&lab, &suites).map_err(|error| error.to_string());
+        let one = table::select(&["local".to_owned()]).expect("it exists");
+        let allowed = check_what_runs(&lab, &one);
+        lab.parts[0].signal("KILL").expect("it runs");
+        assert!(
+            refused
+                .expect_err("one suite wants three brokers")
+                .contains("histories wants 3")
+        );
+        assert!(allowed.is_ok());
     }
 }

@@ -210,6 +210,14 @@ pub fn expect_schemas(lab: &Lab, expected: &Rows) -> Result<()> {
     Ok(())
 }
 
+/// Every node gives exactly `expected` by `/scan`, and every node's schema comes to hold exactly that.
+pub fn expect_everywhere(lab: &Lab, expected: &Rows) -> Result<()> {
+    for url in lab.urls()? {
+        expect_same(&scan(&url)?, expected)?;
+    }
+    expect_schemas(lab, expected)
+}
+
 /// Runs one statement by `psql`; rows are lines, columns are parted by `|`.
 pub fn query(postgres: &str, statement: &str) -> Result<String> {
     let mut command = Command::new("psql");

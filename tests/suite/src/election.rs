@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use kvcluster_crds::{NodeStatus, SlotRole};
 
 use crate::lab::{self, Lab};
@@ -71,6 +71,21 @@ pub fn busiest(leaders: &Leaders) -> u32 {
     }
     let busiest = counts.into_iter().max_by_key(|(_, count)| *count);
     busiest.expect("some slot is led").0
+}
+
+/// Some key of the first slot that a node leads.
+pub fn key_led_by(prefix: &str, node: u32, leaders: &Leaders) -> Result<String> {
+    let led = leaders.iter().find(|(_, leader)| **leader == node);
+    let (slot, _) = led.with_context(|| format!("node {node} leads no slot"))?;
+    Ok(key_of_slot(prefix, *slot, u32::try_from(leaders.len())?))
+}
+
+/// Some key of each slot.
+pub fn keys_of_slots(prefix: &str, leaders: &Leaders) -> Result<Vec<String>> {
+    let slots = u32::try_from(leaders.len())?;
+    Ok((0..slots)
+        .map(|slot| key_of_slot(prefix, slot, slots))
+        .collect())
 }
 
 /// Some key of a slot.

@@ -200,28 +200,20 @@ impl Plan {
         let mut rng = Rng::with_seed(self.seed);
         let lab = Lab::local()?;
         let node = lab.nodes[rng.usize(..lab.nodes.len())].id;
+        let mut names: Vec<String> = lab.nodes.iter().map(|node| name(node.id)).collect();
         let broker = format!("kafka-{}", rng.usize(..lab.brokers()?));
         match self.fault {
             Fault::LeaderKilled => self.kill(&[leader_of(&lab, key)?]),
             Fault::MajorityKilled => {
-                let nodes = lab.nodes.iter().map(|node| name(node.id));
-                let mut nodes: Vec<String> = nodes.collect();
-                rng.shuffle(&mut nodes);
-                nodes.truncate(lab.nodes.len() / 2 + 1);
-                self.kill(&nodes)
+                rng.shuffle(&mut names);
+                self.kill(&names[..=names.len() / 2])
             }
-            Fault::AllNodesKilled => {
-                let nodes = lab.nodes.iter().map(|node| name(node.id));
-                self.kill(&nodes.collect::<Vec<_>>())
-            }
+            Fault::AllNodesKilled => self.kill(&names),
             Fault::LeaderStopsGracefully => stop(&leader_of(&lab, key)?, "TERM"),
             Fault::LeaderPaused | Fault::LeaderPausedShortly => {
                 self.pause(&[leader_of(&lab, key)?])
             }
-            Fault::AllNodesPaused => {
-                let nodes = lab.nodes.iter().map(|node| name(node.id));
-                self.pause(&nodes.collect::<Vec<_>>())
-            }
+            Fault::AllNodesPaused => self.pause(&names),
             Fault::CutFromKafka => self.cut(&leader_of(&lab, key)?, "kafka", false),
             Fault::KafkaAnswersLost => self.cut(&leader_of(&lab, key)?, "kafka", true),
             Fault::CutFromPostgres => self.cut(&name(node), "postgres", false),
@@ -229,16 +221,14 @@ impl Plan {
             Fault::CutFromPeers => {
                 // One that has to ask another for the key.
                 let leader = leader_of(&lab, key)?;
-                let others = lab.nodes.iter().map(|node| name(node.id));
-                let others: Vec<String> = others.filter(|other| *other != leader).collect();
-                self.cut(&others[rng.usize(..others.len())], "node", false)
+                names.retain(|other| *other != leader);
+                self.cut(&names[rng.usize(..names.len())], "node", false)
             }
             Fault::PeersCutFromLeader => {
                 let leader = leader_of(&lab, key)?;
-                for other in lab.nodes.iter().map(|node| name(node.id)) {
-                    if other != leader {
-                        lab::cut(&other, &leader, false)?;
-                    }
+                names.retain(|other| *other != leader);
+                for other in &names {
+                    lab::cut(other, &leader, false)?;
                 }
                 thread::sleep(self.held);
                 Ok(Done::of(&leader, String::new()))

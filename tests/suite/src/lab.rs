@@ -146,7 +146,7 @@ impl Node {
 
 /// Kills a part of `local` with SIGKILL; returns when it is gone.
 pub fn kill(part: &str) -> Result<()> {
-    command(&["kill", part]).map(drop)
+    signal(part, "KILL")
 }
 
 /// Starts a part of `local` that was killed.

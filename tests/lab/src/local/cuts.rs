@@ -123,8 +123,7 @@ impl Chain {
     fn add(&self, what: &[&str], then: &[&str]) -> Result<()> {
         if !self.exists() {
             self.run(&["-N", self.name])?;
-            let device = if self.from == "INPUT" { "-i" } else { "-o" };
-            self.run(&["-I", self.from, device, "lo", "-j", self.name])?;
+            self.jump("-I")?;
         }
         self.run(&[&["-A", self.name], what, then].concat())
     }
@@ -133,10 +132,15 @@ impl Chain {
         if !self.exists() {
             return Ok(());
         }
-        let device = if self.from == "INPUT" { "-i" } else { "-o" };
-        self.run(&["-D", self.from, device, "lo", "-j", self.name])?;
+        self.jump("-D")?;
         self.run(&["-F", self.name])?;
         self.run(&["-X", self.name])
+    }
+
+    /// Inserts or deletes the way into the chain, for the loopback device alone.
+    fn jump(&self, change: &str) -> Result<()> {
+        let device = if self.from == "INPUT" { "-i" } else { "-o" };
+        self.run(&[change, self.from, device, "lo", "-j", self.name])
     }
 
     fn dropped(&self) -> Result<u64> {

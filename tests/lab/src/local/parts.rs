@@ -76,6 +76,16 @@ impl Lab {
         std::fs::rename(&partial, &path).context("cannot put lab.json in place")
     }
 
+    /// Whether any part runs.
+    pub fn is_running(&self) -> bool {
+        self.parts.iter().any(Part::is_running)
+    }
+
+    /// Whether it was never taken down, and all its processes ended with the machine or by hand.
+    pub fn is_leftover(&self) -> bool {
+        !self.parts.is_empty() && !self.is_running()
+    }
+
     /// The addresses that Kafka's clients start from.
     pub fn kafka(&self) -> String {
         kafka::bootstrap(self.count("kafka-"))
@@ -301,6 +311,18 @@ mod tests {
         assert!(!other.is_running());
         other.started_ticks = Some(ticks);
         assert!(other.is_running());
+    }
+
+    #[test]
+    fn a_lab_of_ended_processes_is_a_leftover() {
+        let mut lab = Lab::default();
+        assert!(!lab.is_leftover() && !lab.is_running(), "nothing was made");
+        lab.parts = vec![part(&["true"]), part(&["true"])];
+        assert!(lab.is_leftover() && !lab.is_running());
+        let own = std::process::id();
+        lab.parts[1].pid = Some(own);
+        lab.parts[1].started_ticks = process(own).map(|process| process.started_ticks);
+        assert!(lab.is_running() && !lab.is_leftover(), "one part runs");
     }
 
     #[test]

@@ -26,13 +26,7 @@ fn a_killed_leader_is_replaced_by_a_claim() -> Result<()> {
         let leaders = election::settled(&lab, None, SETTLE_LIMIT)?;
         let victim = election::busiest(&leaders);
         let led = leaders.values().filter(|leader| **leader == victim).count();
-        let slot = *leaders
-            .iter()
-            .find(|(_, leader)| **leader == victim)
-            .context("it leads")?
-            .0;
-        let slots = u32::try_from(leaders.len())?;
-        let key = election::key_of_slot(&format!("round{round}"), slot, slots);
+        let key = election::key_led_by(&format!("round{round}"), victim, &leaders)?;
         let took = kill_and_write(&lab, victim, &key)?;
         println!(
             "election: first acknowledged write {} ms after node {victim} was killed",

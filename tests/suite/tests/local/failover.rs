@@ -12,7 +12,7 @@ use kvcluster_suite::lab::{self, Lab};
 use kvcluster_suite::load::{Outcome, judge, put_target};
 use kvcluster_suite::{check, election, processes};
 
-use crate::support::{SETTLE_LIMIT, empty_store};
+use crate::support::{SETTLE_LIMIT, empty_store, while_clients};
 
 /// Leaders killed, one after the other.
 const KILLS: usize = 50;
@@ -51,36 +51,15 @@ struct Kill {
 fn writes_go_on_soon_after_a_leader_was_killed() -> Result<()> {
     let lab = empty_store()?;
     let leaders = election::settled(&lab, None, SETTLE_LIMIT)?;
-    let slots = u32::try_from(leaders.len())?;
-    let keys: Vec<String> = (0..slots)
-        .map(|slot| election::key_of_slot("failover", slot, slots))
-        .collect();
+    let keys = election::keys_of_slots("failover", &leaders)?;
     let urls = lab.urls()?;
     let topic = lab.names().log_topic();
     let before = check::decode_log(lab.kafka()?, &topic)?.puts();
-    let stop = AtomicBool::new(false);
-    let (kills, histories) = thread::scope(|scope| {
-        let writers: Vec<_> = keys
-            .iter()
-            .enumerate()
-            .map(|(slot, key)| {
-                let (stop, urls) = (&stop, &urls);
-                scope.spawn(move || write_until(stop, urls, slot, key))
-            })
-            .collect();
-        let kills = kill_leaders();
-        stop.store(true, Ordering::Relaxed);
-        let histories: Vec<_> = writers
-            .into_iter()
-            .map(thread::ScopedJoinHandle::join)
-            .collect();
-        (kills, histories)
-    });
-    let mut kills = kills?;
+    let client = |slot: usize, stop: &AtomicBool| write_until(stop, &urls, slot, &keys[slot]);
+    let (mut kills, histories) = while_clients(keys.len(), client, kill_leaders)?;
     let mut gaps = Vec::new();
     let (mut acknowledged, mut unknown) = (0, 0);
     for (slot, (history, key)) in histories.into_iter().zip(&keys).enumerate() {
-        let history = history.ok().context("a writer panicked")??;
         expect_kept(lab.service()?, key, &history)?;
         for write in &history {
             acknowledged += i64::from(write.outcome == Outcome::Acknowledged);

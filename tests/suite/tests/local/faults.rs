@@ -9,7 +9,7 @@ use kvcluster_suite::lab;
 use kvcluster_suite::load::{Load, Step};
 use kvcluster_suite::{election, unicode};
 
-use crate::support::{SETTLE_LIMIT, empty_store, expect_everywhere};
+use crate::support::{SETTLE_LIMIT, empty_store};
 
 const CONNECTIONS: usize = 32;
 /// Longest time until the load has come as far as the next fault; it stands still while Kafka is away.
@@ -42,7 +42,7 @@ fn a_killed_part_loses_nothing_and_doubles_nothing() -> Result<()> {
     election::settled(&lab, None, SETTLE_LIMIT)?;
     let seen = check::scan(lab.service()?)?;
     check::expect_answers_kept(&seen, &rows, &report)?;
-    expect_everywhere(&lab, &seen)?;
+    check::expect_everywhere(&lab, &seen)?;
     let after = check::decode_log(lab.kafka()?, &topic)?;
     after.expect_whole()?;
     let puts = usize::try_from(after.puts() - before.puts())?;

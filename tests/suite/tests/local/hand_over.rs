@@ -4,13 +4,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use kvcluster_suite::http::{Connection, Failure};
 use kvcluster_suite::lab::{self, Lab};
 use kvcluster_suite::load::{Outcome, judge, put_target};
 use kvcluster_suite::{check, election};
 
-use crate::support::{SETTLE_LIMIT, empty_store};
+use crate::support::{SETTLE_LIMIT, empty_store, while_clients};
 
 /// Graceful stops, each of the node that leads most slots.
 const STOPS: usize = 10;
@@ -39,35 +39,14 @@ struct Seen {
 fn a_graceful_stop_fails_no_request() -> Result<()> {
     let lab = empty_store()?;
     let leaders = election::settled(&lab, None, SETTLE_LIMIT)?;
-    let slots = u32::try_from(leaders.len())?;
-    let keys: Vec<String> = (0..slots)
-        .map(|slot| election::key_of_slot("handover", slot, slots))
-        .collect();
+    let keys = election::keys_of_slots("handover", &leaders)?;
     let urls = lab.urls()?;
     let topic = lab.names().log_topic();
     let before = check::decode_log(lab.kafka()?, &topic)?.puts();
-    let stop = AtomicBool::new(false);
-    let (stops, seen) = thread::scope(|scope| {
-        let clients: Vec<_> = keys
-            .iter()
-            .enumerate()
-            .map(|(slot, key)| {
-                let (stop, urls) = (&stop, &urls);
-                scope.spawn(move || write_until(stop, urls, slot, key))
-            })
-            .collect();
-        let stops = stop_leaders();
-        stop.store(true, Ordering::Relaxed);
-        let seen: Vec<_> = clients
-            .into_iter()
-            .map(thread::ScopedJoinHandle::join)
-            .collect();
-        (stops, seen)
-    });
-    let stops = stops?;
+    let client = |slot: usize, stop: &AtomicBool| write_until(stop, &urls, slot, &keys[slot]);
+    let (stops, seen) = while_clients(keys.len(), client, stop_leaders)?;
     let (mut during, mut else_where, mut failures, mut reconnected) = (vec![], vec![], vec![], 0);
     for seen in seen {
-        let seen = seen.ok().context("a client panicked")??;
         failures.extend(seen.failures);
         reconnected += seen.reconnected;
         for write in seen.writes {

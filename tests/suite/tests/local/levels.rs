@@ -64,12 +64,7 @@ fn replicas_answer_while_a_slot_has_no_leader() -> Result<()> {
     let lab = empty_store()?;
     let leaders = election::settled(&lab, None, SETTLE_LIMIT)?;
     let victim = election::busiest(&leaders);
-    let slot = *leaders
-        .iter()
-        .find(|(_, leader)| **leader == victim)
-        .context("it leads")?
-        .0;
-    let key = election::key_of_slot("levels", slot, u32::try_from(leaders.len())?);
+    let key = election::key_led_by("levels", victim, &leaders)?;
     let other = lab
         .nodes
         .iter()

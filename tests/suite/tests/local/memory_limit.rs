@@ -7,7 +7,7 @@ use kvcluster_suite::lab;
 use kvcluster_suite::load::{Outcome, judge, put_target};
 use kvcluster_suite::poll;
 
-use crate::support::{SETTLE_LIMIT, empty_store, expect_everywhere};
+use crate::support::{SETTLE_LIMIT, empty_store};
 
 /// Large values, so that the limit is met after few writes.
 const VALUE_BYTES: usize = 512 * 1024;
@@ -36,7 +36,7 @@ fn writes_go_on_up_to_the_limit_and_then_get_429() -> Result<()> {
     })?;
     let mut expected = written;
     expected.insert("after".to_owned(), "1".to_owned());
-    expect_everywhere(&lab, &expected)?;
+    check::expect_everywhere(&lab, &expected)?;
     poll::until_equal(check::FLUSH_LIMIT, "an empty overlay", &0, || {
         Ok(lab.nodes[0].status()?.unflushed_bytes)
     })?;

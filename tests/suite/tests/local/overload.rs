@@ -10,7 +10,7 @@ use kvcluster_suite::http::{self, Connection};
 use kvcluster_suite::load::{Outcome, judge, put_target};
 use kvcluster_suite::{check, election};
 
-use crate::support::{SETTLE_LIMIT, empty_store};
+use crate::support::{SETTLE_LIMIT, empty_store, while_clients};
 
 /// How long, and in a long run.
 const LASTS: Duration = Duration::from_secs(20);
@@ -48,27 +48,12 @@ fn an_overload_is_refused_and_memory_stays_bounded() -> Result<()> {
     let pids: Vec<u32> = lab.nodes.iter().filter_map(|node| node.pid).collect();
     let is_long = std::env::var_os("KVCLUSTER_LONG").is_some();
     let lasts = if is_long { LASTS_LONG } else { LASTS };
-    let stop = AtomicBool::new(false);
-    let (peaks, seen) = thread::scope(|scope| {
-        let writers: Vec<_> = (0..WRITERS)
-            .map(|writer| {
-                let (stop, urls) = (&stop, &urls);
-                scope.spawn(move || write_until(stop, &urls[writer % urls.len()], writer))
-            })
-            .collect();
-        let peaks = watch(&pids, lasts);
-        stop.store(true, Ordering::Relaxed);
-        let seen: Vec<_> = writers
-            .into_iter()
-            .map(thread::ScopedJoinHandle::join)
-            .collect();
-        (peaks, seen)
-    });
-    let peaks = peaks?;
+    let client =
+        |writer: usize, stop: &AtomicBool| write_until(stop, &urls[writer % urls.len()], writer);
+    let (peaks, seen) = while_clients(WRITERS, client, || watch(&pids, lasts))?;
     election::settled(&lab, None, SETTLE_LIMIT)?;
     let (mut acknowledged, mut refused) = (0, BTreeMap::new());
     for seen in seen {
-        let seen = seen.ok().context("a writer panicked")??;
         acknowledged += seen.acknowledged;
         for (why, count) in seen.refused {
             *refused.entry(why).or_insert(0) += count;

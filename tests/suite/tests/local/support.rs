@@ -1,11 +1,12 @@
 //! What the tests of this target share.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::Duration;
 
-use anyhow::Result;
-use kvcluster_suite::check::{self, Rows};
-use kvcluster_suite::election;
+use anyhow::{Context, Result};
 use kvcluster_suite::lab::Lab;
+use kvcluster_suite::{check, election};
 
 /// Longest time until a store whose parts all run is whole again: Kafka's restart after a crash takes 6 to 12 s.
 pub(crate) const SETTLE_LIMIT: Duration = Duration::from_secs(90);
@@ -21,10 +22,29 @@ pub(crate) fn empty_store() -> Result<Lab> {
     Ok(lab)
 }
 
-/// Every node gives exactly `expected` by `/scan`, and every node's schema comes to hold exactly that.
-pub(crate) fn expect_everywhere(lab: &Lab, expected: &Rows) -> Result<()> {
-    for url in lab.urls()? {
-        check::expect_same(&check::scan(&url)?, expected)?;
-    }
-    check::expect_schemas(lab, expected)
+/// Runs clients, each on a thread of its own until the flag that it is given is set, while `act` acts. What `act` gave, and
+/// what each client saw.
+pub(crate) fn while_clients<A, S: Send>(
+    clients: usize,
+    client: impl Fn(usize, &AtomicBool) -> Result<S> + Sync,
+    act: impl FnOnce() -> Result<A>,
+) -> Result<(A, Vec<S>)> {
+    let stop = AtomicBool::new(false);
+    let (acted, ended) = thread::scope(|scope| {
+        let (stop, client) = (&stop, &client);
+        let start = |number| scope.spawn(move || client(number, stop));
+        let running: Vec<_> = (0..clients).map(start).collect();
+        let acted = act();
+        stop.store(true, Ordering::Relaxed);
+        let ended: Vec<_> = running
+            .into_iter()
+            .map(thread::ScopedJoinHandle::join)
+            .collect();
+        (acted, ended)
+    });
+    let acted = acted?;
+    let seen = ended
+        .into_iter()
+        .map(|ended| ended.ok().context("a client panicked")?);
+    Ok((acted, seen.collect::<Result<_>>()?))
 }

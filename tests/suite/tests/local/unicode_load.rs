@@ -5,7 +5,7 @@ use kvcluster_suite::check::{self, Rows};
 use kvcluster_suite::load::{Load, Progress};
 use kvcluster_suite::unicode;
 
-use crate::support::{SETTLE_LIMIT, empty_store, expect_everywhere};
+use crate::support::{SETTLE_LIMIT, empty_store};
 
 const CONNECTIONS: usize = 32;
 
@@ -28,7 +28,7 @@ fn every_line_arrives_once_everywhere() -> Result<()> {
     );
 
     let expected: Rows = rows.into_iter().collect();
-    expect_everywhere(&lab, &expected)?;
+    check::expect_everywhere(&lab, &expected)?;
     let after = check::decode_log(lab.kafka()?, &lab.names().log_topic())?;
     after.expect_whole()?;
     assert_eq!(after.puts() - before.puts(), i64::try_from(unicode::LINES)?);
