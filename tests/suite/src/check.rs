@@ -69,7 +69,7 @@ pub fn scan(base: &str) -> Result<Rows> {
     Ok(flat.0)
 }
 
-/// Deletes every pair of the store.
+/// Deletes every pair of the store; waits where a limit is reached.
 pub fn empty(base: &str) -> Result<()> {
     let keys: Vec<String> = scan(base)?.into_keys().collect();
     let share = keys.len().div_ceil(DELETING_CONNECTIONS).max(1);
@@ -88,7 +88,10 @@ fn delete_all(base: &str, keys: &[String]) -> Result<()> {
     let mut connection = http::Connection::open(base)?;
     for key in keys {
         let target = format!("/key/{}", crate::percent::encode(key.as_bytes()));
-        let answer = connection.request("DELETE", &target, &[])?;
+        let answer = poll::until(FLUSH_LIMIT, "room for a delete", || {
+            let answer = connection.request("DELETE", &target, &[])?;
+            Ok((answer.status != 429).then_some(answer))
+        })?;
         ensure!(
             answer.status == 200,
             "DELETE gave {}: {}",

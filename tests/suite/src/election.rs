@@ -37,10 +37,17 @@ pub fn leaders_of(reports: &[NodeStatus]) -> Result<Leaders> {
 
 /// Waits until each slot has one leader among the nodes but `without`, and all of these have caught up.
 pub fn settled(lab: &Lab, without: Option<u32>, limit: Duration) -> Result<Leaders> {
-    let what = "one leader for each slot, and replicas that caught up";
+    let what = "one leader for each slot, replicas that caught up, and their databases";
     poll::until(limit, what, || {
         let nodes = lab.nodes.iter().filter(|node| Some(node.id) != without);
         let reports = nodes.map(lab::Node::status).collect::<Result<Vec<_>>>()?;
+        // Without its database a node leads and follows, and can read and scan only what is in memory.
+        let away = reports.iter().find(|report| !report.postgres_connected);
+        ensure!(
+            away.is_none(),
+            "node {} waits for PostgreSQL",
+            away.map_or(0, |report| report.node.0)
+        );
         settled_leaders(&reports).map(Some)
     })
 }
