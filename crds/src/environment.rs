@@ -36,3 +36,9 @@ pub const UNFLUSHED_BYTES_MAX: &str = "KVCLUSTER_UNFLUSHED_BYTES_MAX";
 pub const CACHE_BYTES: &str = "KVCLUSTER_CACHE_BYTES";
 /// How linearizable reads are served: `Lease` or `Log`.
 pub const READS: &str = "KVCLUSTER_READS";
+/// Records of each slot that stay in the log although every replica has them durably.
+pub const LOG_KEEP_RECORDS: &str = "KVCLUSTER_LOG_KEEP_RECORDS";
+/// Seconds after which a replica that is not heard of no longer keeps the log from being trimmed.
+pub const LOST_REPLICA_SECONDS: &str = "KVCLUSTER_LOST_REPLICA_SECONDS";
+/// A replica without state that would have to read more records than this asks others for a snapshot.
+pub const SNAPSHOT_FROM_RECORDS: &str = "KVCLUSTER_SNAPSHOT_FROM_RECORDS";

@@ -6,8 +6,8 @@ pub mod status;
 
 pub use cluster::{KvCluster, KvClusterSpec};
 pub use sections::{
-    DeletionPolicy, DeletionSpec, KafkaSpec, LimitsSpec, NodePort, PostgresInstance, PostgresSpec,
-    ReadMode, RingSpec, SchedulingSpec, SecretKeyRef, ServiceSpec, ServiceType,
+    DeletionPolicy, DeletionSpec, KafkaSpec, LimitsSpec, LogSpec, NodePort, PostgresInstance,
+    PostgresSpec, ReadMode, RingSpec, SchedulingSpec, SecretKeyRef, ServiceSpec, ServiceType,
 };
 pub use status::{KvClusterStatus, condition};
 

@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use crate::metrics::{Metrics, RequestLabels};
 use crate::peer::Peers;
 use crate::service::Slots;
-use crate::store::Store;
+use crate::store::{Snapshots, Store};
 
 mod admin;
 mod admission;
@@ -31,6 +31,7 @@ mod long_query;
 mod problem;
 mod scan;
 mod server;
+mod snapshots;
 #[cfg(test)]
 mod tests;
 
@@ -38,6 +39,7 @@ pub use admin::Readiness;
 pub use dispatch::REQUEST_SECONDS;
 pub use problem::{EffectOnData, ErrorCode, Meaning, Problem};
 pub use server::{DRAIN_SECONDS, Ending, serve};
+pub use snapshots::{Wanted, ask_snapshot, ask_status};
 
 use admission::Admission;
 
@@ -50,6 +52,8 @@ pub struct Api {
     pub slots: Arc<dyn Slots>,
     /// Their state.
     pub store: Arc<dyn Store>,
+    /// The same, for other nodes as a whole.
+    pub snapshots: Arc<dyn Snapshots>,
     /// Counted into.
     pub metrics: Arc<Metrics>,
     /// What `/readyz` says.
@@ -67,6 +71,7 @@ pub struct Routers {
 struct Shared {
     slots: Arc<dyn Slots>,
     store: Arc<dyn Store>,
+    snapshots: Arc<dyn Snapshots>,
     metrics: Arc<Metrics>,
     readiness: Readiness,
     peers: Peers,
@@ -86,6 +91,7 @@ impl Api {
         let shared = Arc::new(Shared {
             slots: self.slots,
             store: self.store,
+            snapshots: self.snapshots,
             admission: Admission::new(self.metrics.rest.in_flight.clone()),
             metrics: self.metrics,
             readiness: self.readiness,
@@ -97,6 +103,7 @@ impl Api {
             .merge(classic::router())
             .merge(scan::router())
             .merge(internal::router())
+            .merge(snapshots::router())
             .fallback(unknown_path)
             .method_not_allowed_fallback(wrong_method)
             .layer(middleware::from_fn_with_state(
@@ -165,6 +172,8 @@ fn route_name(path: Option<&str>) -> &'static str {
         internal::WRITE_ROUTE,
         internal::READ_ROUTE,
         internal::SCAN_ROUTE,
+        snapshots::SNAPSHOT_ROUTE,
+        snapshots::STATUS_ROUTE,
     ];
     known
         .into_iter()

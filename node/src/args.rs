@@ -6,6 +6,8 @@ use clap::{Args, Parser, ValueEnum};
 use kvcluster_crds::names::ClusterNames;
 use kvcluster_crds::{LogId, NodeId, environment};
 
+use crate::slot::trim::Keep;
+
 /// First argument that makes the program read a log instead of running a node.
 pub const DECODE_LOG: &str = "decode-log";
 
@@ -57,6 +59,9 @@ pub struct NodeArgs {
     /// Bytes of the read cache
     #[arg(long, env = environment::CACHE_BYTES, default_value_t = 64 << 20)]
     pub cache_bytes: u64,
+    /// How far the log is trimmed, and when a replica begins with a snapshot
+    #[command(flatten)]
+    pub trim: TrimArgs,
     /// How linearizable reads are served
     #[arg(long, env = environment::READS, default_value = "Lease")]
     pub reads: Reads,
@@ -88,6 +93,30 @@ pub struct TimeArgs {
     /// Time without a heartbeat after which a node is suspected, milliseconds
     #[arg(long, env = environment::SUSPICION_MS, default_value_t = 600, value_parser = clap::value_parser!(u32).range(100..=60_000))]
     pub suspicion_ms: u32,
+}
+
+/// How far the log is trimmed, and when a replica begins with a snapshot.
+#[derive(Clone, Debug, Args)]
+pub struct TrimArgs {
+    /// Records of each slot that stay in the log although every replica has them durably
+    #[arg(long, env = environment::LOG_KEEP_RECORDS, default_value_t = 10_000, value_parser = clap::value_parser!(i64).range(0..))]
+    pub log_keep_records: i64,
+    /// Seconds after which a replica that is not heard of no longer keeps the log from being trimmed
+    #[arg(long, env = environment::LOST_REPLICA_SECONDS, default_value_t = 3_600, value_parser = clap::value_parser!(u64).range(60..))]
+    pub lost_replica_seconds: u64,
+    /// A replica without state that would have to read more records than this asks others for a snapshot
+    #[arg(long, env = environment::SNAPSHOT_FROM_RECORDS, default_value_t = 100_000, value_parser = clap::value_parser!(i64).range(0..))]
+    pub snapshot_from_records: i64,
+}
+
+impl TrimArgs {
+    /// What the trimming goes by.
+    pub fn keep(&self) -> Keep {
+        Keep {
+            records: self.log_keep_records,
+            lost_after_ms: self.lost_replica_seconds.saturating_mul(1_000),
+        }
+    }
 }
 
 /// How linearizable reads are served.

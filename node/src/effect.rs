@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use kvcluster_crds::{Epoch, Incarnation, NodeId, Offset, SlotId};
+use serde::{Deserialize, Serialize};
 
 /// Longest key, bytes. Above: refused with 413.
 pub const KEY_BYTES_MAX: usize = 2_048;
@@ -44,7 +45,8 @@ impl Effect {
 
 /// Where a replica of a slot stands in its log: what must be known to judge the next record. Stored with the state it
 /// belongs to, in the same transaction (table `slot_state`).
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct SlotPosition {
     /// Offset of the next record to judge.
     pub next_offset: Offset,
@@ -62,9 +64,16 @@ pub struct SlotPosition {
     pub released_to: Option<NodeId>,
     /// Lease of the epoch as its claim says, milliseconds; 0 before the first claim.
     pub lease_ms: u32,
+    /// The state is that of one offset only from here on: it was put together from snapshots of several cuts, the newest of
+    /// which holds everything before this offset. None once the log was applied up to there. Until then nothing may be
+    /// read, and the replica may not lead. [`SlotPosition::NO_SNAPSHOT_YET`]: while a snapshot is being loaded.
+    pub whole_at: Option<Offset>,
 }
 
 impl SlotPosition {
+    /// [`SlotPosition::whole_at`] of a slot whose snapshot is not there whole: no log can reach it.
+    pub const NO_SNAPSHOT_YET: Offset = Offset(i64::MAX);
+
     /// The position before the first record of a log.
     pub fn start() -> Self {
         Self {
@@ -76,7 +85,13 @@ impl SlotPosition {
             last_seq: 0,
             released_to: None,
             lease_ms: 0,
+            whole_at: None,
         }
+    }
+
+    /// Whether what is stored of the slot is a part of a snapshot: only the rest of it helps.
+    pub fn needs_snapshot(&self) -> bool {
+        self.whole_at == Some(Self::NO_SNAPSHOT_YET)
     }
 }
 

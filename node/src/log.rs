@@ -15,13 +15,20 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use kvcluster_crds::{Offset, SlotId};
+use rdkafka::admin::{AdminClient, AdminOptions};
+use rdkafka::client::DefaultClientContext;
 use rdkafka::error::KafkaError;
+use rdkafka::{Offset as Place, TopicPartitionList};
 use tokio::sync::mpsc;
 
-use crate::slot::{Input, Token};
+use crate::effect::SlotPosition;
+use crate::slot::{Input, SlotMachine, Token};
 
 /// Records that were read and that a slot's task has not taken yet, at most; the consumer waits when they are so many.
 pub const RECORDS_QUEUED_MAX: usize = 2_048;
+
+/// Longest wait for Kafka to trim.
+const TRIM_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Why the log's edge could not be set up.
 #[derive(Debug, thiserror::Error)]
@@ -53,17 +60,36 @@ pub struct Sink {
 pub struct Follow {
     /// The slot.
     pub slot: SlotId,
-    /// Where reading begins. A log that begins behind it freezes the slot.
+    /// Where reading begins. When the log begins behind it, [`Input::Behind`] comes.
     pub from: Offset,
     /// The first offset that was not read before. A log that ends before it freezes the slot.
     pub next: Offset,
+    /// Records that are worth reading: when there are more, [`Input::Behind`] comes instead of them.
+    pub records_max: i64,
     /// Where everything goes.
     pub sink: Sink,
 }
 
+impl Follow {
+    /// A replica that stands at `position`.
+    pub fn at(slot: SlotId, position: &SlotPosition, records_max: i64, sink: Sink) -> Self {
+        // Only a replica without state gains by a snapshot: rows are fewer than records, but reading on is cheaper than both.
+        let is_new = position.checksum_before.is_none();
+        Self {
+            slot,
+            from: SlotMachine::follow_from(position),
+            next: position
+                .next_offset
+                .max(position.whole_at.unwrap_or(Offset(0))),
+            records_max: if is_new { records_max } else { i64::MAX },
+            sink,
+        }
+    }
+}
+
 /// What the tasks of the slots need of the log.
 pub trait Log: Send + Sync + 'static {
-    /// Reads the logs of some slots; once for each slot. Those that are named together begin together: one that joins others
+    /// Reads the logs of some slots; once for each slot, and once more after each [`Input::Behind`]. Those that are named together begin together: one that joins others
     /// waits until a broker has answered for these.
     fn follow(&self, slots: Vec<Follow>);
 
@@ -80,12 +106,16 @@ impl Sinks {
         Arc::new(Self((0..slots).map(|_| OnceLock::new()).collect()))
     }
 
-    fn set(&self, slot: SlotId, sink: Sink) {
+    fn set(&self, slot: SlotId, sink: &Sink) {
         let place = self
             .0
             .get(slot.index())
             .expect("only slots of the cluster are followed");
-        assert!(place.set(sink).is_ok(), "slot {slot} is followed twice");
+        let known = place.get_or_init(|| sink.clone());
+        assert!(
+            known.fates.same_channel(&sink.fates),
+            "slot {slot} is followed twice"
+        );
     }
 
     /// Tells a slot's task the fate of a record. A task that is gone has nobody left to tell.
@@ -98,6 +128,8 @@ impl Sinks {
 
 /// Kafka as the log.
 pub struct KafkaLog {
+    admin: AdminClient<DefaultClientContext>,
+    topic: String,
     producers: Vec<producer::Producer>,
     consumer: consumer::Consumer,
     sinks: Arc<Sinks>,
@@ -131,12 +163,33 @@ impl KafkaLog {
                 producer::Producer::new(settings, config.topic.clone(), Arc::clone(&sinks))
             })
             .collect::<Result<_, _>>()?;
+        let admin = settings::admin(&config.bootstrap, &config.client_id).create()?;
+        let topic = config.topic.clone();
         let consumer = consumer::Consumer::start(config)?;
         Ok(Self {
+            admin,
+            topic,
             producers,
             consumer,
             sinks,
         })
+    }
+
+    /// Removes what stands before these offsets. Errors are in words; what was removed before one stays removed.
+    pub async fn trim(&self, places: &[(SlotId, Offset)]) -> Result<(), String> {
+        let mut list = TopicPartitionList::new();
+        for (slot, first) in places {
+            list.add_partition_offset(&self.topic, slot.partition(), Place::Offset(first.0))
+                .map_err(|error| error.to_string())?;
+        }
+        let options = AdminOptions::new().request_timeout(Some(TRIM_TIMEOUT));
+        let trimmed = self.admin.delete_records(&list, &options).await;
+        let trimmed = trimmed.map_err(|error| error.to_string())?;
+        let failed = trimmed
+            .elements()
+            .iter()
+            .find_map(|place| place.error().err());
+        failed.map_or(Ok(()), |error| Err(error.to_string()))
     }
 
     /// Puts a new producer in the place of one that can never send again, or that gets no answer though Kafka has
@@ -151,7 +204,7 @@ impl KafkaLog {
 impl Log for KafkaLog {
     fn follow(&self, slots: Vec<Follow>) {
         for follow in &slots {
-            self.sinks.set(follow.slot, follow.sink.clone());
+            self.sinks.set(follow.slot, &follow.sink);
         }
         self.consumer.follow(slots);
     }

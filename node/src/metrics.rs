@@ -72,6 +72,8 @@ pub struct StoreMetrics {
     pub flush_rows: Counter,
     /// Bytes of keys and values that flushes wrote.
     pub flush_bytes: Counter,
+    /// Rows that were taken over from a peer's snapshot.
+    pub restored_rows: Counter,
     /// Flushes that failed and were tried again.
     pub flush_errors: Counter,
     /// Reads answered by the cache.
@@ -153,6 +155,11 @@ impl Metrics {
         self.store.flush_bytes.inc_by(batch.bytes());
     }
 
+    /// Counts rows that were taken over from a peer's snapshot.
+    pub fn observe_restored(&self, rows: u64) {
+        self.store.restored_rows.inc_by(rows);
+    }
+
     /// The metrics as text, with the node's status as of now.
     pub fn encode(&self, status: &NodeStatus) -> String {
         self.status.set(status);
@@ -212,6 +219,11 @@ fn register_store(registry: &mut Registry, store: &StoreMetrics, times: &Histogr
         "Bytes of keys and values that flushes wrote",
         Unit::Bytes,
         store.flush_bytes.clone(),
+    );
+    registry.register(
+        "restored_rows",
+        "Rows that were taken over from snapshots of other nodes",
+        store.restored_rows.clone(),
     );
     registry.register(
         "flush_errors",

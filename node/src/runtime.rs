@@ -5,6 +5,8 @@ mod beats;
 pub mod clock;
 pub mod registry;
 mod replica;
+mod restore;
+mod trim;
 
 use std::convert::Infallible;
 use std::io::{BufWriter, Write as _};
@@ -13,7 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, bail};
-use kvcluster_crds::{Incarnation, SlotId};
+use kvcluster_crds::{Incarnation, Offset, SlotId};
 use ring::rand::{SecureRandom, SystemRandom};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
@@ -29,12 +31,14 @@ use crate::log::{self, Follow, KafkaLog, KafkaLogConfig, Log, Sink};
 use crate::metrics::Metrics;
 use crate::service::Slots;
 use crate::shutdown;
-use crate::slot::{Settings, SlotMachine};
+use crate::slot::{Behind, Input, Settings, SlotMachine};
 use crate::store::postgres::{PostgresConfig, PostgresStore};
-use crate::store::{Store, StoreError};
+use crate::store::{Snapshots, Store, StoreError};
 use beats::BeatsConfig;
 use registry::{Registry, RegistryConfig};
 use replica::{Inputs, Replica};
+use restore::Restorer;
+use trim::Trimmer;
 
 /// Pause before PostgreSQL is asked again.
 const STORE_PAUSE: Duration = Duration::from_millis(500);
@@ -64,6 +68,7 @@ struct Node {
     incarnation: Incarnation,
     store: Arc<PostgresStore>,
     registry: Arc<Registry>,
+    restorer: Arc<Restorer>,
     stop: watch::Sender<bool>,
     ended: mpsc::UnboundedSender<&'static str>,
 }
@@ -115,6 +120,11 @@ pub async fn run(args: NodeArgs) -> anyhow::Result<()> {
     let node = Arc::new(Node {
         args,
         incarnation,
+        restorer: Arc::new(Restorer::new(
+            Arc::clone(&registry),
+            Arc::clone(&store) as Arc<dyn Store>,
+            Arc::clone(&store) as Arc<dyn Snapshots>,
+        )),
         store: Arc::clone(&store),
         registry: Arc::clone(&registry),
         stop: watch::Sender::new(false),
@@ -174,6 +184,7 @@ impl Servers {
         let api = Api {
             slots: Arc::clone(registry) as Arc<dyn Slots>,
             store: Arc::clone(store) as Arc<dyn Store>,
+            snapshots: Arc::clone(store) as Arc<dyn Snapshots>,
             metrics,
             readiness: readiness.clone(),
         };
@@ -254,6 +265,15 @@ impl Node {
             Arc::clone(&log),
             Arc::clone(&self.registry),
         ));
+        let trimmer = Trimmer::new(
+            Arc::clone(&self.registry),
+            Arc::clone(&log),
+            self.args.trim.keep(),
+        );
+        tasks.spawn(async move {
+            trimmer.run().await;
+            Ok(())
+        });
         loop {
             let hosted = self.host_new(&log).await?;
             for replica in hosted {
@@ -383,23 +403,32 @@ impl Node {
                 };
                 let (records_in, records) = mpsc::channel(log::RECORDS_QUEUED_MAX);
                 let (fates_in, fates) = mpsc::unbounded_channel();
-                let from = SlotMachine::follow_from(&position);
                 let sink = Sink {
                     records: records_in,
                     fates: fates_in,
                 };
-                follows.push(Follow {
-                    slot,
-                    from,
-                    next: position.next_offset,
-                    sink,
-                });
+                let records_max = self.args.trim.snapshot_from_records;
+                if position.needs_snapshot() {
+                    let behind = Input::Behind(Behind {
+                        reason: "a snapshot of another replica was begun and is not whole"
+                            .to_owned(),
+                        least: Offset(0),
+                        can_replay: false,
+                    });
+                    let queued = sink.records.try_send(behind);
+                    queued.expect("the queue is new");
+                } else {
+                    follows.push(Follow::at(slot, &position, records_max, sink.clone()));
+                }
                 let requests = self.registry.host(slot);
                 let replica = Replica {
                     machine: SlotMachine::new(settings, position, clock::now_ns()),
                     registry: Arc::clone(&self.registry),
                     log: Arc::clone(log) as Arc<dyn Log>,
                     store: Arc::clone(&self.store) as Arc<dyn Store>,
+                    restorer: Arc::clone(&self.restorer),
+                    sink,
+                    records_max,
                 };
                 let inputs = Inputs {
                     records,

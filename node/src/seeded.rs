@@ -44,6 +44,12 @@ pub enum Bug {
     OwnerUnchecked,
     /// A flush does not look whether the slot stands where it thinks.
     OffsetUnchecked,
+    /// A snapshot has the rows and the offset, and not what the next record is judged by.
+    SnapshotWithoutProtocol,
+    /// A replica whose state is put together from several cuts takes part before the log was applied up to the newest.
+    ServesBeforeWhole,
+    /// The log is trimmed by what is committed, though a crash of PostgreSQL may take it back.
+    TrimsFlushed,
 }
 
 /// Mistakes in the slot protocol.

@@ -18,6 +18,7 @@ pub mod event;
 pub mod leading;
 pub mod lease;
 pub mod protocol;
+pub mod trim;
 
 use bytes::Bytes;
 use kvcluster_crds::{NodeId, Offset, SlotRole};
@@ -28,7 +29,7 @@ use crate::seeded::{self, Bug};
 use crate::service::{ReadPermit, SlotError};
 use claiming::Candidate;
 use election::Hints;
-pub use event::{Input, Output, RequestId, Settings, Token, View};
+pub use event::{Behind, Input, Output, RequestId, Settings, Token, View};
 use leading::Leading;
 use protocol::{Verdict, judge};
 
@@ -93,6 +94,11 @@ impl SlotMachine {
         copy
     }
 
+    /// Where it stands.
+    pub fn position(&self) -> &SlotPosition {
+        &self.position
+    }
+
     /// What the machine was made with.
     pub fn settings(&self) -> &Settings {
         &self.settings
@@ -126,7 +132,10 @@ impl SlotMachine {
             }
             Input::Read { id, deadline_ns } => self.read(now_ns, id, deadline_ns, &mut out),
             Input::Hints(hints) => self.hints = hints,
-            Input::Freeze(reason) => self.freeze(reason, &mut out),
+            Input::Behind(Behind { reason, .. }) | Input::Freeze(reason) => {
+                self.freeze(reason, &mut out);
+            }
+            Input::Restored(position) => self.restored(now_ns, position, &mut out),
             Input::Stop => self.stopping = true,
             Input::Tick => {
                 if let Some(leading) = &mut self.leading {
@@ -161,7 +170,8 @@ impl SlotMachine {
             leader: self.position.leader.map(|(node, _)| node),
             epoch: self.position.epoch,
             applied: self.position.next_offset,
-            caught_up: self.caught_up && self.frozen.is_none(),
+            whole: self.is_whole(),
+            caught_up: self.caught_up && self.frozen.is_none() && self.is_whole(),
             can_lead: self.can_lead(),
             records_valid: self.records_valid,
             records_ignored: self.records_ignored,
@@ -410,6 +420,29 @@ impl SlotMachine {
         self.caught_up = false;
         self.frozen = Some(reason.clone());
         out.push(Output::Frozen(reason));
+    }
+
+    /// Begins anew from a snapshot. The tokens go on: fates of records that were sent before may still come.
+    fn restored(&mut self, now_ns: u64, mut position: SlotPosition, out: &mut Vec<Output>) {
+        if let Some(mut leading) = self.leading.take() {
+            leading.step_down(out);
+            // Nobody is left who could learn what became of it.
+            leading.expire(u64::MAX, out);
+        }
+        if seeded::on(Bug::ServesBeforeWhole) {
+            position.whole_at = None;
+        }
+        self.candidate = None;
+        self.vacant_since_ns = None;
+        self.frozen = None;
+        self.caught_up = false;
+        self.unverified = position.checksum_before;
+        self.leader_read_at_ns = now_ns;
+        self.position = position;
+    }
+
+    fn is_whole(&self) -> bool {
+        self.position.whole_at.is_none()
     }
 
     /// What follows from the new state, whatever the input was.

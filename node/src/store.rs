@@ -6,20 +6,25 @@
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
-use kvcluster_crds::SlotId;
+use kvcluster_crds::{Offset, SlotId};
 
 use crate::effect::{Applied, SlotPosition, Versioned};
+use crate::store::snapshot::SnapshotError;
 
 pub mod batch;
 pub mod cache;
+mod export;
 mod flush;
 #[cfg(test)]
 pub(crate) mod memory;
 mod migrate;
 pub mod overlay;
 pub mod postgres;
+mod restore;
+mod rows;
 mod scan;
 mod shared;
+pub mod snapshot;
 mod sql;
 mod write;
 
@@ -35,6 +40,50 @@ pub enum StoreError {
     /// The schema is not one of ours, or newer than this program.
     #[error("the schema cannot be used: {0}")]
     Schema(String),
+}
+
+/// Why there is no snapshot of a slot here.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ExportError {
+    /// The store does not answer.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The node has no replica of it.
+    #[error("there is no replica of slot {slot} here")]
+    NotHere {
+        /// The slot.
+        slot: SlotId,
+    },
+    /// It is being restored itself.
+    #[error("the replica of slot {slot} is not whole itself")]
+    NotWhole {
+        /// The slot.
+        slot: SlotId,
+    },
+    /// The log does not go on from it any more, or it helps too little.
+    #[error("the replica of slot {slot} stands at {at}, and {least} is needed")]
+    TooOld {
+        /// The slot.
+        slot: SlotId,
+        /// Where it stands.
+        at: Offset,
+        /// What was asked for.
+        least: Offset,
+    },
+}
+
+/// Why a slot was not restored.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RestoreError {
+    /// The own store does not take it.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The stream is not as it should be.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
+    /// The source gave no more.
+    #[error("the snapshot's source: {0}")]
+    Source(String),
 }
 
 /// A key and its value, from a scan.
@@ -90,4 +139,30 @@ pub trait Store: Send + Sync + 'static {
     /// Resolves, once, when the store can never go on in this process: fenced, or `slot_state` was moved by somebody else, or
     /// fell back below what was durable. The process must end; its next start replays the log.
     fn failed(&self) -> BoxFuture<'_, StoreError>;
+}
+
+/// Slots of a node as snapshots: given to others, and taken from them.
+pub trait Snapshots: Send + Sync + 'static {
+    /// The rows of `slot` behind the key `after` (empty: all) as of one cut, at offset `least` or later, and the position of
+    /// the cut. The stream ends early only with an error.
+    fn export(
+        &self,
+        slot: SlotId,
+        after: Bytes,
+        least: Offset,
+    ) -> BoxFuture<'_, Result<BoxStream<'static, Result<Bytes, StoreError>>, ExportError>>;
+
+    /// The key behind which an interrupted restore of `slot` goes on; empty when none was begun, or only one that stands before
+    /// `least`.
+    fn begun(&self, slot: SlotId, least: Offset) -> BoxFuture<'_, Result<Bytes, StoreError>>;
+
+    /// Takes the stream of an export that began behind the key that [`Snapshots::begun`] names. The state that was there goes
+    /// when the first rows come. Afterwards [`Store::load`] answers the new position, `least` or later. After an error,
+    /// another stream goes on behind what was taken. The slot is not loaded from the call on.
+    fn restore<'a>(
+        &'a self,
+        slot: SlotId,
+        least: Offset,
+        stream: BoxStream<'a, Result<Bytes, String>>,
+    ) -> BoxFuture<'a, Result<(), RestoreError>>;
 }

@@ -11,7 +11,7 @@ use kube::{CustomResource, KubeSchema};
 use serde::{Deserialize, Serialize};
 
 use super::sections::{
-    DeletionPolicy, DeletionSpec, KafkaSpec, LimitsSpec, PostgresSpec, ReadMode, RingSpec,
+    DeletionPolicy, DeletionSpec, KafkaSpec, LimitsSpec, LogSpec, PostgresSpec, ReadMode, RingSpec,
     SchedulingSpec, ServiceSpec,
 };
 use super::status::KvClusterStatus;
@@ -115,6 +115,10 @@ pub struct KvClusterSpec {
     /// Limits and times of each node.
     #[serde(default)]
     pub limits: LimitsSpec,
+
+    /// How much of the log stays in Kafka.
+    #[serde(default)]
+    pub log: LogSpec,
 
     /// What happens to topics and schemas when the `KvCluster` is deleted.
     #[serde(default)]

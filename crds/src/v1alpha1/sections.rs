@@ -167,6 +167,22 @@ pub struct LimitsSpec {
     pub cache_mebibytes: i32,
 }
 
+/// How much of the log stays in Kafka. A record may go when every replica of its slot has it durably in PostgreSQL.
+#[derive(JsonSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct LogSpec {
+    /// Records of each slot that stay although every replica has them.
+    #[schemars(range(min = 0, max = 1_000_000_000))]
+    pub keep_records: i32,
+    /// Seconds after which a replica that is not heard of no longer keeps records, if two others have them; it is rebuilt from
+    /// a snapshot when it comes back.
+    #[schemars(range(min = 60, max = 31_536_000))]
+    pub lost_replica_seconds: i32,
+    /// A new replica that would have to read more records of its slot than this begins with a snapshot of another one.
+    #[schemars(range(min = 0, max = 1_000_000_000))]
+    pub snapshot_from_records: i32,
+}
+
 /// What happens to topics and schemas when the `KvCluster` is deleted.
 #[derive(JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum DeletionPolicy {
@@ -203,6 +219,16 @@ impl Default for LimitsSpec {
             suspicion_ms: 600,
             unflushed_mebibytes: 64,
             cache_mebibytes: 64,
+        }
+    }
+}
+
+impl Default for LogSpec {
+    fn default() -> Self {
+        Self {
+            keep_records: 10_000,
+            lost_replica_seconds: 3_600,
+            snapshot_from_records: 100_000,
         }
     }
 }

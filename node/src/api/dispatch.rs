@@ -328,6 +328,7 @@ impl From<Problem> for Failure {
             | ErrorCode::Overloaded
             | ErrorCode::LogUnavailable
             | ErrorCode::StoreUnavailable
+            | ErrorCode::NoSnapshot
             | ErrorCode::SlotFrozen
             | ErrorCode::DeadlineExceeded
             | ErrorCode::OutcomeUnknown => Self::Final(problem),

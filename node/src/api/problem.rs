@@ -42,6 +42,8 @@ pub enum ErrorCode {
     LogUnavailable,
     /// PostgreSQL does not answer, and the answer is not in memory.
     StoreUnavailable,
+    /// There is no snapshot here that helps; only between nodes.
+    NoSnapshot,
     /// The slot stands still until somebody acts.
     SlotFrozen,
     /// The time for the request is over.
@@ -82,6 +84,7 @@ impl ErrorCode {
             | Self::NoLeader
             | Self::LogUnavailable
             | Self::StoreUnavailable
+            | Self::NoSnapshot
             | Self::DeadlineExceeded
             | Self::OutcomeUnknown => true,
             Self::EmptyKey
@@ -121,6 +124,7 @@ impl ErrorCode {
             | Self::NoLeader
             | Self::LogUnavailable
             | Self::StoreUnavailable
+            | Self::NoSnapshot
             | Self::SlotFrozen
             | Self::DeadlineExceeded
             | Self::OutcomeUnknown => StatusCode::SERVICE_UNAVAILABLE,
@@ -142,6 +146,7 @@ impl ErrorCode {
             Self::NoLeader => "The slot has no leader",
             Self::LogUnavailable => "The log does not answer",
             Self::StoreUnavailable => "PostgreSQL does not answer",
+            Self::NoSnapshot => "There is no snapshot here",
             Self::SlotFrozen => "The slot is frozen",
             Self::DeadlineExceeded => "Not done in time",
             Self::OutcomeUnknown => "The outcome of the write is not known",

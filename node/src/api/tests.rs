@@ -51,6 +51,7 @@ impl Node {
         let api = Api {
             slots: Arc::clone(&slots) as Arc<dyn Slots>,
             store: Arc::clone(&slots.store) as Arc<dyn Store>,
+            snapshots: Arc::clone(&slots.store) as Arc<dyn Snapshots>,
             metrics: Metrics::new(),
             readiness: readiness.clone(),
         };

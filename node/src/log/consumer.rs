@@ -1,7 +1,7 @@
 //! Reads the slots' partitions: one librdkafka consumer on a thread of its own, because its calls block.
 //!
-//! Before a slot is read, its place is compared with what the partition holds: a log that begins behind the place or ends
-//! before it was trimmed, emptied or replaced, and the slot freezes instead of skipping.
+//! Before a slot is read, its place is compared with what the partition holds: where the log begins behind the place it was
+//! trimmed, and the slot needs a snapshot; where it ends before the place it was emptied or replaced, and the slot freezes.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::mpsc as commands;
@@ -260,18 +260,18 @@ impl Reading {
     fn look(&mut self, waiting: &mut Waiting) -> KafkaResult<Next> {
         let follow = &waiting.follow;
         let (start, end) = self.ask_ends(follow.slot.partition(), ENDS_TIMEOUT)?;
-        let reason = match Look::compare(follow.from, follow.next, start, end) {
+        let input = match Look::compare(follow, start, end) {
             Look::Fits => return Ok(Next::Begin),
-            Look::Gone(reason) => reason,
+            Look::Behind(behind) => Input::Behind(behind),
             Look::TooShort(reason) => {
                 waiting.too_short += 1;
                 if waiting.too_short < ENDS_LOOKS {
                     return Ok(Next::LookAgain);
                 }
-                reason
+                Input::Freeze(reason)
             }
         };
-        let _ = follow.sink.records.blocking_send(Input::Freeze(reason));
+        let _ = follow.sink.records.blocking_send(input);
         Ok(Next::Nothing)
     }
 
@@ -444,6 +444,7 @@ impl Reading {
             slot: SlotId::from_partition(partition).expect("partitions of slots are followed"),
             from: Offset(followed.place),
             next: Offset(followed.place),
+            records_max: i64::MAX,
             sink: followed.sink,
         });
         self.await_look(again.collect(), Instant::now() + ENDS_PAUSE);

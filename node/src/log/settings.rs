@@ -104,6 +104,11 @@ pub fn heartbeat_producer(bootstrap: &str, client_id: &str) -> ClientConfig {
     config
 }
 
+/// Of the client that trims.
+pub fn admin(bootstrap: &str, client_id: &str) -> ClientConfig {
+    common(bootstrap, client_id)
+}
+
 /// Of every consumer. Partitions are assigned by us at offsets that we keep; the group exists because librdkafka wants a
 /// name for it, nothing is joined or committed.
 pub fn consumer(bootstrap: &str, client_id: &str) -> ClientConfig {

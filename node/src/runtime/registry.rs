@@ -156,7 +156,8 @@ impl Registry {
         };
         self.set_place(slot, serving);
         entry.stopped.store(stopped, Ordering::SeqCst);
-        let applied = view.frozen.is_none().then_some(view.applied);
+        let readable = view.frozen.is_none() && view.whole;
+        let applied = readable.then_some(view.applied);
         entry.applied.send_if_modified(|known| {
             let news = *known != applied;
             *known = applied;
@@ -254,7 +255,7 @@ impl Registry {
         views.collect()
     }
 
-    fn heard_to_serve(&self, slot: SlotId) -> Option<NodeId> {
+    pub(super) fn heard_to_serve(&self, slot: SlotId) -> Option<NodeId> {
         let peers = self.peers.read().unwrap_or_else(PoisonError::into_inner);
         peers.server_of(clock::now_ns(), slot)
     }

@@ -4,18 +4,21 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::FutureExt;
+use futures::future::BoxFuture;
 use kvcluster_crds::{NodeId, Offset, SlotId};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{MissedTickBehavior, interval};
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 use super::clock;
 use super::registry::Registry;
-use crate::effect::Effect;
-use crate::log::Log;
+use super::restore::Restorer;
+use crate::effect::{Effect, SlotPosition};
+use crate::log::{Follow, Log, Sink};
 use crate::service::{ReadPermit, SlotError};
 use crate::slot::election::Hints;
-use crate::slot::{Input, Output, RequestId, SlotMachine};
+use crate::slot::{Behind, Input, Output, RequestId, SlotMachine};
 use crate::store::Store;
 
 /// Time between two looks at clocks and hints: short against a lease and the stagger of claims.
@@ -43,6 +46,11 @@ pub(super) struct Replica {
     pub(super) registry: Arc<Registry>,
     pub(super) log: Arc<dyn Log>,
     pub(super) store: Arc<dyn Store>,
+    pub(super) restorer: Arc<Restorer>,
+    /// Where the log tells what happens, for following it once more.
+    pub(super) sink: Sink,
+    /// See [`Follow::records_max`].
+    pub(super) records_max: i64,
 }
 
 /// Where inputs come from.
@@ -63,6 +71,8 @@ struct Running {
     last_id: RequestId,
     writes: HashMap<RequestId, oneshot::Sender<Result<Offset, SlotError>>>,
     reads: HashMap<RequestId, oneshot::Sender<Result<ReadPermit, SlotError>>>,
+    /// While the state is replaced by a snapshot; gives the new position, or none when the log is to be read after all.
+    restoring: Option<BoxFuture<'static, Option<SlotPosition>>>,
 }
 
 impl Replica {
@@ -77,6 +87,7 @@ impl Replica {
             last_id: 0,
             writes: HashMap::new(),
             reads: HashMap::new(),
+            restoring: None,
         };
         let mut ticks = interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -102,15 +113,16 @@ impl Replica {
                         return;
                     }
                 }
+                restored = running.restored() => running.follow_anew(restored),
                 count = inputs.records.recv_many(&mut read, INPUTS_AT_ONCE) => {
                     if count == 0 {
                         return;
                     }
                 }
             }
-            told.drain(..)
-                .chain(read.drain(..))
-                .for_each(|input| running.step(input));
+            for input in told.drain(..).chain(read.drain(..)) {
+                running.take(input);
+            }
             asked.drain(..).for_each(|request| running.request(request));
             if std::mem::take(&mut running.news) {
                 running.publish();
@@ -156,6 +168,43 @@ impl Running {
         }
     }
 
+    /// Takes what the log tells.
+    fn take(&mut self, input: Input) {
+        if let Input::Behind(behind) = &input {
+            self.restore(behind.clone());
+        }
+        self.step(input);
+    }
+
+    fn restore(&mut self, behind: Behind) {
+        let restorer = Arc::clone(&self.replica.restorer);
+        let slot = self.slot;
+        warn!(%slot, reason = behind.reason, "the replica needs a snapshot");
+        self.restoring = Some(async move { restorer.restore(slot, &behind).await }.boxed());
+    }
+
+    /// Never, while nothing is being restored.
+    async fn restored(&mut self) -> Option<SlotPosition> {
+        match &mut self.restoring {
+            Some(restoring) => restoring.await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Goes on from a snapshot, or from where the replica stood if there is none.
+    fn follow_anew(&mut self, restored: Option<SlotPosition>) {
+        self.restoring = None;
+        let records_max = if restored.is_none() {
+            i64::MAX
+        } else {
+            self.replica.records_max
+        };
+        let position = restored.unwrap_or_else(|| self.replica.machine.position().clone());
+        let follow = Follow::at(self.slot, &position, records_max, self.replica.sink.clone());
+        self.step(Input::Restored(position));
+        self.replica.log.follow(vec![follow]);
+    }
+
     fn step(&mut self, input: Input) {
         for output in self.replica.machine.step(clock::now_ns(), input) {
             match output {
@@ -180,6 +229,8 @@ impl Running {
                     self.serving = serving;
                     self.news = true;
                 }
+                // One that is being restored has said so.
+                Output::Frozen(_) if self.restoring.is_some() => {}
                 Output::Frozen(reason) => {
                     error!(slot = %self.slot, reason, "the replica stands still");
                 }

@@ -80,6 +80,7 @@ impl SlotMachine {
 
     pub(super) fn can_lead(&self) -> bool {
         self.caught_up
+            && self.is_whole()
             && self.unverified.is_none()
             && self.frozen.is_none()
             && !self.stopping

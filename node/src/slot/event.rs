@@ -4,7 +4,7 @@ use bytes::Bytes;
 use kvcluster_crds::{Epoch, Incarnation, LogId, NodeId, Offset, SlotId, SlotRole};
 
 use super::election::Hints;
-use crate::effect::{Applied, Effect};
+use crate::effect::{Applied, Effect, SlotPosition};
 use crate::service::{ReadPermit, SlotError};
 
 /// What never changes in the life of a machine.
@@ -75,12 +75,30 @@ pub enum Input {
     },
     /// The rest of the node changed.
     Hints(Hints),
+    /// The log does not go on from where this replica stands, or only by very many records: only a snapshot helps, or it helps
+    /// more. The replica stands still until [`Input::Restored`].
+    Behind(Behind),
     /// The log cannot be followed from where this replica stands.
     Freeze(String),
+    /// The state was replaced by a snapshot that was cut here; the consumer begins anew at [`SlotMachine::follow_from`].
+    ///
+    /// [`SlotMachine::follow_from`]: super::SlotMachine::follow_from
+    Restored(SlotPosition),
     /// The node stops: give leadership away and take none.
     Stop,
     /// Time passed.
     Tick,
+}
+
+/// Why a replica needs a snapshot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Behind {
+    /// In words.
+    pub reason: String,
+    /// A snapshot of this offset or a later one helps.
+    pub least: Offset,
+    /// Whether the log would do as well, only slower.
+    pub can_replay: bool,
 }
 
 /// What is to be done, in this order.
@@ -126,6 +144,8 @@ pub struct View {
     pub epoch: Epoch,
     /// The next offset to judge.
     pub applied: Offset,
+    /// Whether the state is that of one offset, see [`SlotPosition::whole_at`].
+    pub whole: bool,
     /// Whether the end of the log was reached, and not lost sight of since.
     pub caught_up: bool,
     /// Whether the replica could lead now.

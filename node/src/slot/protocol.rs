@@ -53,6 +53,7 @@ pub fn judge(
     );
     position.next_offset = offset.next();
     position.checksum_before = Some(checksum);
+    position.whole_at = position.whole_at.filter(|at| position.next_offset < *at);
     let record = match entry {
         Entry::Foreign => return Verdict::Ignored(Ignored::Foreign),
         Entry::Ours(record) => record,

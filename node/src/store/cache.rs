@@ -105,6 +105,23 @@ impl Cache {
         shard.remove(&(slot, key.clone()));
     }
 
+    /// Forgets a whole slot.
+    pub fn forget(&self, slot: SlotId) {
+        for index in 0..SHARDS {
+            let mut shard = self.shard(index);
+            shard.writes += 1;
+            let keys: Vec<Key> = shard
+                .entries
+                .keys()
+                .filter(|(of, _)| *of == slot)
+                .cloned()
+                .collect();
+            for key in &keys {
+                shard.remove(key);
+            }
+        }
+    }
+
     /// Bytes in use.
     pub fn bytes(&self) -> u64 {
         (0..SHARDS).map(|index| self.shard(index).bytes).sum()

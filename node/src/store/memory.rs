@@ -8,10 +8,10 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 use futures::{FutureExt, StreamExt, stream};
-use kvcluster_crds::SlotId;
+use kvcluster_crds::{Offset, SlotId};
 
 use crate::effect::{Applied, Effect, SlotPosition, Versioned};
-use crate::store::{Progress, Row, Store, StoreError};
+use crate::store::{ExportError, Progress, RestoreError, Row, Snapshots, Store, StoreError};
 
 /// Maps instead of tables.
 #[derive(Default)]
@@ -121,5 +121,31 @@ impl Store for MemoryStore {
 
     fn failed(&self) -> BoxFuture<'_, StoreError> {
         std::future::pending().boxed()
+    }
+}
+
+/// It has none to give and takes none.
+impl Snapshots for MemoryStore {
+    fn export(
+        &self,
+        slot: SlotId,
+        _after: Bytes,
+        _least: Offset,
+    ) -> BoxFuture<'_, Result<BoxStream<'static, Result<Bytes, StoreError>>, ExportError>> {
+        std::future::ready(Err(ExportError::NotHere { slot })).boxed()
+    }
+
+    fn begun(&self, _slot: SlotId, _least: Offset) -> BoxFuture<'_, Result<Bytes, StoreError>> {
+        std::future::ready(Ok(Bytes::new())).boxed()
+    }
+
+    fn restore<'a>(
+        &'a self,
+        _slot: SlotId,
+        _least: Offset,
+        _stream: BoxStream<'a, Result<Bytes, String>>,
+    ) -> BoxFuture<'a, Result<(), RestoreError>> {
+        let refused = RestoreError::Source("this store takes no snapshots".to_owned());
+        std::future::ready(Err(refused)).boxed()
     }
 }

@@ -13,18 +13,22 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 use futures::{FutureExt, TryFutureExt};
-use kvcluster_crds::{Epoch, Incarnation, NodeId, Offset, SlotId};
+use kvcluster_crds::{Incarnation, Offset, SlotId};
 use sqlx::pool::PoolConnection;
-use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions, PgRow};
-use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection, Postgres, Row};
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection, Postgres};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use crate::effect::{Applied, SlotPosition, Versioned};
 use crate::metrics::Metrics;
 use crate::seeded::{self, Bug};
 use crate::store::overlay::SlotOverlay;
+use crate::store::rows::{position, slot_number, versioned};
 use crate::store::shared::Shared;
-use crate::store::{Progress, Store, StoreError, flush, migrate, scan, sql};
+use crate::store::{
+    ExportError, Progress, RestoreError, Snapshots, Store, StoreError, export, flush, migrate,
+    restore, scan, sql,
+};
 
 /// Longest wait for a connection, seconds: the server is away, or every connection is busy.
 pub(super) const CONNECT_SECONDS: u64 = 3;
@@ -58,7 +62,7 @@ pub struct PostgresConfig {
 
 /// The state of the slots of a node, in PostgreSQL.
 pub struct PostgresStore {
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
     pool: PgPool,
     options: PgConnectOptions,
     flush_requests: mpsc::Sender<oneshot::Sender<()>>,
@@ -181,6 +185,12 @@ impl PostgresStore {
         &self,
         slot: SlotId,
     ) -> Result<BoxStream<'static, Result<(Bytes, Versioned), StoreError>>, StoreError> {
+        let (connection, permit) = self.for_scan().await?;
+        scan::start(&self.shared, slot, connection, permit).await
+    }
+
+    /// A connection for something long.
+    async fn for_scan(&self) -> Result<(Lent, OwnedSemaphorePermit), StoreError> {
         self.require_reachable()?;
         let permit = tokio::time::timeout(
             Duration::from_secs(READ_SECONDS),
@@ -190,8 +200,7 @@ impl PostgresStore {
             .await
             .map_err(|_| StoreError::Unavailable("too many scans are running".to_owned()))?
             .expect("the semaphore is never closed");
-        let connection = Lent::new(self.acquire().await?);
-        scan::start(&self.shared, slot, connection, permit).await
+        Ok((Lent::new(self.acquire().await?), permit))
     }
 
     /// Refuses at once what would wait for a server that is known to be away.
@@ -208,7 +217,7 @@ impl PostgresStore {
     }
 
     /// Runs `work` on a connection of the pool; a connection on which it failed or took too long is closed, not reused.
-    async fn with_connection<T>(
+    pub(super) async fn with_connection<T>(
         &self,
         seconds: u64,
         work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, StoreError>,
@@ -317,6 +326,38 @@ impl Store for PostgresStore {
     }
 }
 
+impl Snapshots for PostgresStore {
+    fn export(
+        &self,
+        slot: SlotId,
+        after: Bytes,
+        least: Offset,
+    ) -> BoxFuture<'_, Result<BoxStream<'static, Result<Bytes, StoreError>>, ExportError>> {
+        async move {
+            let (connection, permit) = self.for_scan().await?;
+            export::start(slot, after, least, connection, permit).await
+        }
+        .boxed()
+    }
+
+    fn begun(&self, slot: SlotId, least: Offset) -> BoxFuture<'_, Result<Bytes, StoreError>> {
+        async move {
+            let begun = restore::begun(self, slot, least).await?;
+            Ok(begun.map_or_else(Bytes::new, |begun| begun.after))
+        }
+        .boxed()
+    }
+
+    fn restore<'a>(
+        &'a self,
+        slot: SlotId,
+        least: Offset,
+        stream: BoxStream<'a, Result<Bytes, String>>,
+    ) -> BoxFuture<'a, Result<(), RestoreError>> {
+        restore::take(self, slot, least, stream).boxed()
+    }
+}
+
 async fn load_from(
     connection: &mut PgConnection,
     shared: &Shared,
@@ -334,11 +375,7 @@ async fn load_from(
         .iter()
         .filter(|slot| !made.contains(&format!("kv_{slot}")))
     {
-        let statement = AssertSqlSafe(sql::create_partition(slot.0));
-        sqlx::raw_sql(statement)
-            .execute(&mut *tx)
-            .await
-            .map_err(unavailable)?;
+        make_partition(&mut tx, *slot).await?;
     }
     sqlx::query(sql::INSERT_MISSING_STATE)
         .bind(&numbers)
@@ -353,6 +390,16 @@ async fn load_from(
     let positions = rows.iter().map(position).collect::<Result<_, _>>()?;
     tx.commit().await.map_err(unavailable)?;
     Ok(positions)
+}
+
+/// Makes the partition of a slot, if it is not there.
+pub(super) async fn make_partition(tx: &mut PgConnection, slot: SlotId) -> Result<(), StoreError> {
+    let statement = AssertSqlSafe(sql::create_partition(slot.0));
+    sqlx::raw_sql(statement)
+        .execute(tx)
+        .await
+        .map_err(unavailable)?;
+    Ok(())
 }
 
 /// Locks the owner row for the rest of the transaction; [`StoreError::Fenced`] when it names another process.
@@ -400,52 +447,6 @@ pub(super) fn schema_error(text: String) -> StoreError {
 
 pub(super) fn not_loaded(slot: SlotId) -> StoreError {
     StoreError::Unavailable(format!("slot {slot} is not loaded yet"))
-}
-
-pub(super) fn slot_number(slot: SlotId) -> i32 {
-    slot.partition()
-}
-
-pub(super) fn versioned(
-    row: &PgRow,
-    value: usize,
-    version: usize,
-) -> Result<Versioned, StoreError> {
-    let bytes: &[u8] = row.try_get(value).map_err(unavailable)?;
-    let version: i64 = row.try_get(version).map_err(unavailable)?;
-    Ok(Versioned {
-        value: Bytes::copy_from_slice(bytes),
-        version: Offset(version),
-    })
-}
-
-fn position(row: &PgRow) -> Result<(SlotId, SlotPosition), StoreError> {
-    let number = |name: &str| row.try_get::<Option<i64>, _>(name).map_err(unavailable);
-    let node = |name: &str| {
-        number(name)?
-            .map(|id| u32::try_from(id).map(NodeId))
-            .transpose()
-            .map_err(|_| schema_error(format!("slot_state.{name} is no node id")))
-    };
-    let required = |name: &str| {
-        number(name)?.ok_or_else(|| schema_error(format!("slot_state.{name} is null")))
-    };
-    let slot = row.try_get::<i32, _>("slot").map_err(unavailable)?;
-    let slot = SlotId::from_partition(slot)
-        .ok_or_else(|| schema_error(format!("slot_state.slot is {slot}")))?;
-    let incarnation = number("leader_incarnation")?.map(|id| Incarnation(id.cast_unsigned()));
-    let position = SlotPosition {
-        next_offset: Offset(required("next_offset")?),
-        checksum_before: number("checksum_before")?.map(i64::cast_unsigned),
-        epoch: Epoch(required("epoch")?.cast_unsigned()),
-        leader: node("leader_node")?.zip(incarnation),
-        last_leader_offset: number("last_leader_offset")?.map(Offset),
-        last_seq: required("last_seq")?.cast_unsigned(),
-        released_to: node("released_to")?,
-        lease_ms: u32::try_from(required("lease_ms")?)
-            .map_err(|_| schema_error("slot_state.lease_ms is out of range".to_owned()))?,
-    };
-    Ok((slot, position))
 }
 
 fn connect_options(config: &PostgresConfig) -> Result<PgConnectOptions, StoreError> {

@@ -15,7 +15,8 @@ use sqlx::{PgConnection, Row as _};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use crate::store::overlay::{Entry, merge};
-use crate::store::postgres::{Lent, limited, not_loaded, slot_number, unavailable, versioned};
+use crate::store::postgres::{Lent, limited, not_loaded, unavailable};
+use crate::store::rows::{slot_number, versioned};
 use crate::store::shared::Shared;
 use crate::store::{Row, StoreError, sql};
 

@@ -78,6 +78,21 @@ impl Shared {
             .or_insert_with(|| Arc::new(Mutex::new(overlay)));
     }
 
+    /// Drops a slot from memory: until it is added again, reads find it not loaded, and flushes pass over it.
+    pub(super) fn forget(&self, slot: SlotId) {
+        let overlay = self
+            .overlays
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&slot);
+        if let Some(overlay) = overlay {
+            let overlay = overlay.lock().unwrap_or_else(PoisonError::into_inner);
+            add_difference(&self.bytes, overlay.bytes(), 0);
+            add_difference(&self.rows, overlay.unflushed_rows() as u64, 0);
+        }
+        self.cache.forget(slot);
+    }
+
     /// Runs `work` on a slot's overlay, locked, and keeps the sums; none when the slot is not loaded.
     pub(super) fn with<T>(
         &self,

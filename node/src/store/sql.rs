@@ -1,7 +1,9 @@
 //! All SQL text of the node. Names without a schema: `search_path` of every connection is the node's schema alone.
 
+use std::fmt::Write;
+
 /// The versions of the schema, oldest first; version n is the n-th. Never change one that was released, add another.
-pub(super) const MIGRATIONS: [&str; 1] = [
+pub(super) const MIGRATIONS: [&str; 2] = [
     // slot_state, owner: rewritten at every flush, so pages keep room for updates in place. Unsigned 64-bit numbers are kept
     // as their bit patterns.
     "CREATE TABLE kv (
@@ -27,6 +29,13 @@ pub(super) const MIGRATIONS: [&str; 1] = [
          only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
          incarnation bigint NOT NULL,
          since timestamptz NOT NULL
+     );",
+    // Snapshots. restore: one row per slot whose snapshot is being loaded, with the position that it will have, as JSON.
+    "ALTER TABLE slot_state ADD COLUMN whole_at bigint;
+     CREATE TABLE restore (
+         slot integer PRIMARY KEY,
+         position text NOT NULL,
+         after_key bytea NOT NULL
      );",
 ];
 
@@ -74,7 +83,10 @@ pub(super) const INSERT_MISSING_STATE: &str =
 /// Writes although nothing changes: its commit then makes everything before it durable, whoever wrote that.
 pub(super) const TOUCH_STATE: &str = "UPDATE slot_state SET slot = slot WHERE slot = ANY ($1)
      RETURNING slot, next_offset, checksum_before, epoch, leader_node, leader_incarnation,
-         last_leader_offset, last_seq, released_to, lease_ms";
+         last_leader_offset, last_seq, released_to, lease_ms, whole_at";
+
+pub(super) const SELECT_STATE: &str = "SELECT slot, next_offset, checksum_before, epoch, leader_node, leader_incarnation,
+         last_leader_offset, last_seq, released_to, lease_ms, whole_at FROM slot_state WHERE slot = $1";
 
 /// Waits for an own transaction that may still be committing.
 pub(super) const LOCK_OFFSETS: &str =
@@ -90,11 +102,12 @@ pub(super) const MOVE_OFFSETS: &str = "UPDATE slot_state AS state SET
          last_leader_offset = step.last_leader_offset,
          last_seq = step.last_seq,
          released_to = step.released_to,
-         lease_ms = step.lease_ms
+         lease_ms = step.lease_ms,
+         whole_at = step.whole_at
      FROM unnest($1::integer[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[],
-         $7::bigint[], $8::bigint[], $9::bigint[], $10::bigint[], $11::bigint[])
+         $7::bigint[], $8::bigint[], $9::bigint[], $10::bigint[], $11::bigint[], $12::bigint[])
          AS step (slot, expected, next_offset, checksum_before, epoch, leader_node, leader_incarnation,
-             last_leader_offset, last_seq, released_to, lease_ms)
+             last_leader_offset, last_seq, released_to, lease_ms, whole_at)
      WHERE state.slot = step.slot AND state.next_offset = step.expected";
 
 /// `ON CONFLICT` refuses a key twice in one statement: the caller coalesces.
@@ -121,3 +134,38 @@ pub(super) const END_SCAN: &str = "COMMIT";
 pub(super) const SELECT_OFFSET: &str = "SELECT next_offset FROM slot_state WHERE slot = $1";
 
 pub(super) const SCAN: &str = "SELECT key, value, version FROM kv WHERE slot = $1 ORDER BY key";
+
+/// The rows of a slot behind a key, which becomes hexadecimal digits here and so cannot carry SQL. COPY takes no parameters.
+pub(super) fn copy_out(slot: u32, after: &[u8]) -> String {
+    let digits = after.iter().fold(String::new(), |mut digits, byte| {
+        let _ = write!(digits, "{byte:02x}");
+        digits
+    });
+    format!(
+        "COPY (SELECT slot, key, value, version FROM kv WHERE slot = {slot} AND key > '\\x{digits}'::bytea ORDER BY key)
+         TO STDOUT (FORMAT binary)"
+    )
+}
+
+pub(super) fn copy_in(slot: u32) -> String {
+    format!("COPY kv_{slot} (slot, key, value, version) FROM STDIN (FORMAT binary)")
+}
+
+pub(super) fn empty_partition(slot: u32) -> String {
+    format!("TRUNCATE kv_{slot}")
+}
+
+/// The slot has no state while it is restored.
+pub(super) const BEGIN_RESTORE: &str =
+    "INSERT INTO slot_state (slot, next_offset, epoch, last_seq, lease_ms, whole_at) VALUES ($1, 0, 0, 0, 0, $2)
+     ON CONFLICT (slot) DO UPDATE SET next_offset = 0, checksum_before = NULL, epoch = 0, leader_node = NULL,
+         leader_incarnation = NULL, last_leader_offset = NULL, last_seq = 0, released_to = NULL, lease_ms = 0,
+         whole_at = excluded.whole_at";
+
+pub(super) const SELECT_RESTORE: &str = "SELECT position, after_key FROM restore WHERE slot = $1";
+
+pub(super) const NOTE_RESTORE: &str =
+    "INSERT INTO restore (slot, position, after_key) VALUES ($1, $2, $3)
+     ON CONFLICT (slot) DO UPDATE SET position = excluded.position, after_key = excluded.after_key";
+
+pub(super) const END_RESTORE: &str = "DELETE FROM restore WHERE slot = $1";

@@ -9,7 +9,8 @@ use crate::effect::SlotPosition;
 use crate::seeded::{self, Bug};
 use crate::store::StoreError;
 use crate::store::batch::{Batch, SlotStep};
-use crate::store::postgres::{check_ownership, slot_number, unavailable};
+use crate::store::postgres::{check_ownership, unavailable};
+use crate::store::rows::slot_number;
 use crate::store::shared::Shared;
 use crate::store::sql;
 
@@ -63,7 +64,8 @@ pub(super) async fn write(
     Ok(Outcome::Written)
 }
 
-fn move_offsets(
+/// The compare-and-set of the offsets of some slots.
+pub(super) fn move_offsets(
     steps: &[SlotStep],
 ) -> sqlx::query::Query<'static, Postgres, sqlx::postgres::PgArguments> {
     let slots: Vec<i32> = steps.iter().map(|step| slot_number(step.slot)).collect();
@@ -86,6 +88,7 @@ fn move_offsets(
         .bind(each(|end| Some(end.last_seq.cast_signed())))
         .bind(each(|end| end.released_to.map(|node| i64::from(node.0))))
         .bind(each(|end| Some(i64::from(end.lease_ms))))
+        .bind(each(|end| end.whole_at.map(|offset| offset.0)))
 }
 
 async fn upsert(tx: &mut PgConnection, batch: &Batch) -> Result<(), StoreError> {

@@ -15,6 +15,7 @@ use kvcluster_crds::names::ClusterNames;
 use kvcluster_crds::{Assignment, LogId, NodeEntry, NodeId, NodeStatus, SlotAssignment, SlotRole};
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
+use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
@@ -38,6 +39,7 @@ pub(crate) struct Cluster {
     postgres: String,
     names: ClusterNames,
     slots: u32,
+    settings: Vec<String>,
     directory: PathBuf,
     runtime: tokio::runtime::Runtime,
     nodes: Vec<Node>,
@@ -57,6 +59,11 @@ struct Answer {
 impl Cluster {
     /// Makes topics, schemas and the assignment, and starts the nodes.
     pub(crate) fn start(nodes: usize, slots: u32) -> Self {
+        Self::start_with(nodes, slots, &[])
+    }
+
+    /// The same, with more arguments for each node.
+    pub(crate) fn start_with(nodes: usize, slots: u32, settings: &[&str]) -> Self {
         let variable = |name: &str, example: &str| {
             std::env::var(name)
                 .unwrap_or_else(|_| panic!("{name} must be set, for example {example}"))
@@ -74,6 +81,7 @@ impl Cluster {
             ),
             names: ClusterNames::new("test", name),
             slots,
+            settings: settings.iter().map(|&text| text.to_owned()).collect(),
             directory,
             runtime: tokio::runtime::Runtime::new().expect("a runtime"),
             nodes: (0..nodes)
@@ -202,17 +210,35 @@ impl Cluster {
         self.produce(&self.names.log_topic(), partition, bytes);
     }
 
-    /// Removes every record that the log of a slot has now.
-    pub(crate) fn trim(&self, slot: u32) {
+    /// Removes the records of a slot that stand before an offset.
+    pub(crate) fn trim(&self, slot: u32, first: i64) {
         let mut places = TopicPartitionList::new();
         let partition = i32::try_from(slot).expect("few");
         places
-            .add_partition_offset(&self.names.log_topic(), partition, Offset::End)
+            .add_partition_offset(&self.names.log_topic(), partition, Offset::Offset(first))
             .expect("a place");
         let options = AdminOptions::new();
         let admin = self.admin();
         let trimmed = admin.delete_records(&places, &options);
         self.runtime.block_on(trimmed).expect("Kafka answers");
+    }
+
+    /// The first record that the log of a slot still has.
+    pub(crate) fn log_start(&self, slot: u32) -> i64 {
+        let client: BaseConsumer = ClientConfig::new()
+            .set("bootstrap.servers", &self.kafka)
+            .create()
+            .expect("a consumer");
+        let partition = i32::try_from(slot).expect("few");
+        let ends = client.fetch_watermarks(&self.names.log_topic(), partition, HTTP_TIMEOUT);
+        ends.expect("Kafka answers").0
+    }
+
+    /// Empties the schema of a node that does not run.
+    pub(crate) fn lose_schema(&self, node: usize) {
+        let schema = self.schema(node);
+        let statement = format!("DROP SCHEMA {schema} CASCADE; CREATE SCHEMA {schema}");
+        self.runtime.block_on(self.sql(statement));
     }
 
     /// Deletes the log topic and makes it again.
@@ -231,6 +257,46 @@ impl Cluster {
             let made = self.runtime.block_on(admin.create_topics([&new], &options));
             made.expect("Kafka answers").iter().all(Result::is_ok)
         });
+    }
+
+    /// Whether everything that a replica has applied is in PostgreSQL for good.
+    pub(crate) fn is_durable(&self, node: usize, slot: u32) -> bool {
+        let status = self.status(node);
+        let found =
+            status.and_then(|status| status.slots.into_iter().find(|found| found.slot.0 == slot));
+        found.is_some_and(|slot| slot.durable == slot.applied)
+    }
+
+    /// The same of all its replicas.
+    pub(crate) fn is_all_durable(&self, node: usize) -> bool {
+        (0..self.slots).all(|slot| self.is_durable(node, slot))
+    }
+
+    /// Rows that a node's process has taken over from others.
+    pub(crate) fn restored_rows(&self, node: usize) -> u64 {
+        let answer = request(self.nodes[node].admin, "GET", "/metrics");
+        let answer = answer.unwrap_or_else(|_| panic!("node {node} tells its metrics"));
+        let text = String::from_utf8(answer.body).expect("text");
+        let line = text
+            .lines()
+            .find(|line| line.starts_with("kvcluster_restored_rows_total "));
+        let number = line.and_then(|line| line.rsplit(' ').next()?.parse().ok());
+        number.expect("a number")
+    }
+
+    /// Keys, values and versions in the schema of a node.
+    pub(crate) fn pairs(&self, node: usize) -> Vec<(Vec<u8>, Vec<u8>, i64)> {
+        let schema = self.schema(node);
+        let statement = format!("SELECT key, value, version FROM {schema}.kv ORDER BY slot, key");
+        self.runtime.block_on(async {
+            let mut connection = PgConnection::connect(&self.postgres)
+                .await
+                .expect("PostgreSQL answers");
+            sqlx::query_as(AssertSqlSafe(statement))
+                .fetch_all(&mut connection)
+                .await
+                .expect("rows")
+        })
     }
 
     /// Rows in the schema of a node.
@@ -279,6 +345,7 @@ impl Cluster {
             .arg(format!("--postgres-schema={}", self.schema(node)))
             .arg(format!("--listen=127.0.0.1:{rest}"))
             .arg(format!("--admin-listen=127.0.0.1:{admin}"))
+            .args(&self.settings)
             .stdout(log.try_clone().expect("a second handle"))
             .stderr(log)
             .stdin(Stdio::null())

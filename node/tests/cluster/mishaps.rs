@@ -1,5 +1,5 @@
-//! What somebody else does to the log topic: a replica passes over it, or stands still and says why. It never skips, and
-//! never begins anew by itself.
+//! What somebody else does to the log topic: a replica passes over it, takes another one's state, or stands still and says
+//! why. It never skips, and never begins anew by itself.
 
 use std::time::Duration;
 
@@ -86,7 +86,7 @@ fn a_record_of_some_other_program_is_passed_over_and_counted() {
 }
 
 #[test]
-fn a_replica_whose_next_record_was_trimmed_says_so_and_the_others_go_on() {
+fn a_replica_whose_next_record_was_trimmed_takes_the_state_of_another() {
     let _turn = alone();
     let mut cluster = begun();
     // The last that node 2 learns is that node 1 leads.
@@ -98,12 +98,34 @@ fn a_replica_whose_next_record_was_trimmed_says_so_and_the_others_go_on() {
     for number in 0..10 {
         cluster.put_surely(0, &key_of(HIT), &format!("meanwhile{number}"));
     }
-    cluster.trim(HIT);
+    cluster.wait_until(PATIENCE, || cluster.is_durable(0, HIT));
+    // The last record that node 0 has stays, and node 2 has less.
+    let status = cluster.status(0).expect("node 0 answers");
+    let slot = status.slots.iter().find(|slot| slot.slot.0 == HIT);
+    cluster.trim(HIT, slot.expect("it has every slot").durable - 1);
+    // Those who have it are away for now.
+    for node in 0..2 {
+        assert!(
+            cluster.terminate(node),
+            "a stop that was asked for ends well"
+        );
+    }
     cluster.restart(2);
     let (_, reason) = frozen(&cluster, 2, HIT);
-    assert!(reason.contains("trimmed"), "{reason}");
-    cluster.put_surely(0, &key_of(HIT), "after");
-    cluster.put_surely(2, &key_of(HIT), "through-the-frozen-node");
+    assert!(
+        reason.contains("trimmed") && reason.contains("snapshot"),
+        "{reason}"
+    );
+    cluster.restart(0);
+    cluster.restart(1);
+    cluster.wait_until(PATIENCE, || cluster.agree());
+    cluster.put_surely(2, &key_of(HIT), "after");
+    cluster.wait_until(PATIENCE, || cluster.agree() && cluster.is_durable(2, HIT));
+    assert_eq!(
+        cluster.pairs(0),
+        cluster.pairs(2),
+        "as if nothing had happened"
+    );
     cluster.stop_all();
 }
 

@@ -196,6 +196,7 @@ pub(crate) fn position(next_offset: i64) -> SlotPosition {
         last_seq: number + 11,
         released_to: number.is_multiple_of(2).then_some(NodeId(u32::MAX)),
         lease_ms: u32::MAX,
+        whole_at: None,
     }
 }
 

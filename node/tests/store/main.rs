@@ -11,3 +11,4 @@ mod scan;
 #[cfg(feature = "seeded-bugs")]
 mod seeded;
 mod server;
+mod snapshot;

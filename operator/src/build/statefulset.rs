@@ -191,6 +191,18 @@ pub fn environment(target: &Target, log_id: LogId, node: NodeId) -> BTreeMap<&'s
         ),
         (environment::CACHE_BYTES, bytes(limits.cache_mebibytes)),
         (environment::READS, reads.to_owned()),
+        (
+            environment::LOG_KEEP_RECORDS,
+            spec.log.keep_records.to_string(),
+        ),
+        (
+            environment::LOST_REPLICA_SECONDS,
+            spec.log.lost_replica_seconds.to_string(),
+        ),
+        (
+            environment::SNAPSHOT_FROM_RECORDS,
+            spec.log.snapshot_from_records.to_string(),
+        ),
     ])
 }
 

@@ -4,7 +4,8 @@ use std::time::{Duration, Instant};
 
 use kvcluster_crds::Offset;
 
-use crate::log::Sink;
+use crate::log::{Follow, Sink};
+use crate::slot::Behind;
 
 /// A partition that has records and gives none for so long is begun anew. librdkafka 2.12 was seen to read one partition of
 /// several no more after its broker was killed and came back, without an error.
@@ -55,25 +56,47 @@ impl Followed {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Look {
     Fits,
-    /// The place was trimmed away: for good.
-    Gone(String),
+    /// Only a snapshot helps, or it helps more.
+    Behind(Behind),
     /// The log ends before the place: perhaps not for good.
     TooShort(String),
 }
 
 impl Look {
-    pub(super) fn compare(from: Offset, next: Offset, start: i64, end: i64) -> Self {
+    pub(super) fn compare(follow: &Follow, start: i64, end: i64) -> Self {
         const REMEDY: &str =
             "restore the topic, or remove this node's schema and rebuild it from a peer";
+        let &Follow {
+            from,
+            next,
+            records_max,
+            ..
+        } = follow;
         if from.0 < start {
-            return Self::Gone(format!(
-                "the log begins at record {start}, and record {from} is needed: it was trimmed; {REMEDY}"
-            ));
+            return Self::Behind(Behind {
+                reason: format!(
+                    "the log begins at record {start}, and record {from} is needed: it was trimmed; waiting for a snapshot \
+                     of another replica"
+                ),
+                // The record before the snapshot is compared with the one that stands there.
+                least: Offset(start).next(),
+                can_replay: false,
+            });
         }
         if end < next.0 {
             return Self::TooShort(format!(
                 "the log ends at record {end}, and {next} were applied: the topic was emptied or replaced; {REMEDY}"
             ));
+        }
+        let ahead = end - next.0;
+        if ahead > records_max {
+            return Self::Behind(Behind {
+                reason: format!(
+                    "{ahead} records are to be read, more than {records_max}: asking for a snapshot of another replica"
+                ),
+                least: Offset(next.0 + records_max),
+                can_replay: true,
+            });
         }
         Self::Fits
     }
@@ -81,6 +104,7 @@ impl Look {
 
 #[cfg(test)]
 mod tests {
+    use kvcluster_crds::SlotId;
     use tokio::sync::mpsc;
 
     use super::*;
@@ -111,20 +135,47 @@ mod tests {
 
     #[test]
     fn places_that_the_log_does_not_hold_are_seen() {
-        let look = |from, next, start, end| Look::compare(Offset(from), Offset(next), start, end);
+        let look = |from, next, start, end| {
+            let (records, _records) = mpsc::channel(1);
+            let (fates, _fates) = mpsc::unbounded_channel();
+            let follow = Follow {
+                slot: SlotId(0),
+                from: Offset(from),
+                next: Offset(next),
+                records_max: 10,
+                sink: Sink { records, fates },
+            };
+            Look::compare(&follow, start, end)
+        };
+        let least = |look| match look {
+            Look::Behind(behind) => Some((behind.least.0, behind.can_replay)),
+            Look::Fits | Look::TooShort(_) => None,
+        };
         assert_eq!(look(0, 0, 0, 0), Look::Fits, "a new log");
         assert_eq!(
             look(4, 5, 4, 5),
             Look::Fits,
             "the record before is the first that is left"
         );
-        assert!(
-            matches!(look(4, 5, 5, 9), Look::Gone(_)),
+        assert_eq!(
+            least(look(4, 5, 5, 9)),
+            Some((6, false)),
             "the record before was trimmed"
         );
-        assert!(
-            matches!(look(0, 0, 1, 9), Look::Gone(_)),
+        assert_eq!(
+            least(look(0, 0, 1, 9)),
+            Some((2, false)),
             "a new replica of an old log"
+        );
+        assert_eq!(
+            look(4, 5, 0, 15),
+            Look::Fits,
+            "as many as are worth reading"
+        );
+        assert_eq!(
+            least(look(4, 5, 0, 16)),
+            Some((15, true)),
+            "a snapshot must spare something"
         );
         assert!(
             matches!(look(4, 5, 0, 4), Look::TooShort(_)),

@@ -1,0 +1,118 @@
+//! Fetches snapshots of slots from other nodes, one slot at a time.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use kvcluster_crds::{NodeId, SlotId};
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, sleep};
+use tracing::{info, warn};
+
+use super::registry::Registry;
+use crate::api::{Wanted, ask_snapshot};
+use crate::effect::SlotPosition;
+use crate::peer::Peers;
+use crate::slot::Behind;
+use crate::store::{RestoreError, Snapshots, Store, StoreError};
+
+/// Restores of a node at once: each takes a connection to PostgreSQL and its disk.
+const AT_ONCE: usize = 1;
+/// Pause before all nodes are asked again.
+const ROUND_PAUSE: Duration = Duration::from_secs(1);
+/// Longest wait for the head of an answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What a replica needs to be restored.
+pub(super) struct Restorer {
+    registry: Arc<Registry>,
+    store: Arc<dyn Store>,
+    snapshots: Arc<dyn Snapshots>,
+    peers: Peers,
+    turns: Semaphore,
+}
+
+impl Restorer {
+    pub(super) fn new(
+        registry: Arc<Registry>,
+        store: Arc<dyn Store>,
+        snapshots: Arc<dyn Snapshots>,
+    ) -> Self {
+        Self {
+            registry,
+            store,
+            snapshots,
+            peers: Peers::new(),
+            turns: Semaphore::new(AT_ONCE),
+        }
+    }
+
+    /// Tries until the slot is restored; its new position. None when no node has what helps, and the log does as well.
+    pub(super) async fn restore(&self, slot: SlotId, behind: &Behind) -> Option<SlotPosition> {
+        let _turn = self.turns.acquire().await.ok()?;
+        let mut can_replay = behind.can_replay;
+        loop {
+            for (node, address) in self.sources(slot) {
+                match self.restore_from(slot, behind, &address).await {
+                    Ok(position) => {
+                        let at = position.next_offset;
+                        info!(%slot, %node, %at, whole_at = ?position.whole_at, "restored from a snapshot");
+                        return Some(position);
+                    }
+                    Err(RestoreError::Source(reason)) => {
+                        info!(%slot, %node, reason, "no snapshot");
+                    }
+                    Err(error) => {
+                        warn!(%slot, %node, %error, "a snapshot was not taken whole");
+                        can_replay = false;
+                    }
+                }
+            }
+            if can_replay {
+                return None;
+            }
+            sleep(ROUND_PAUSE).await;
+        }
+    }
+
+    async fn restore_from(
+        &self,
+        slot: SlotId,
+        behind: &Behind,
+        address: &str,
+    ) -> Result<SlotPosition, RestoreError> {
+        let least = behind.least;
+        let wanted = Wanted {
+            slot,
+            log_id: self.registry.config().log_id,
+            least,
+            after: self.snapshots.begun(slot, least).await?,
+        };
+        let begun = Instant::now();
+        let stream = ask_snapshot(&self.peers, address, &wanted, begun + ANSWER_TIMEOUT);
+        let stream = stream.await.map_err(RestoreError::Source)?;
+        self.snapshots.restore(slot, least, stream).await?;
+        let loaded = self.store.load(&[slot]).await?;
+        info!(%slot, took_ms = begun.elapsed().as_millis(), "a snapshot was loaded");
+        let position = loaded.into_iter().next().map(|(_, position)| position);
+        let missing = || StoreError::Schema(format!("slot {slot} has no row in slot_state"));
+        Ok(position.ok_or_else(missing)?)
+    }
+
+    /// The other nodes with a replica: who serves the slot first, who does not need to catch up.
+    fn sources(&self, slot: SlotId) -> Vec<(NodeId, String)> {
+        let Some(assignment) = self.registry.assignment() else {
+            return Vec::new();
+        };
+        let own = self.registry.config().node;
+        let serving = self.registry.heard_to_serve(slot);
+        let mut sources: Vec<_> = assignment
+            .slot(slot)
+            .into_iter()
+            .flat_map(|replicas| replicas.voters.iter().chain(&replicas.learners))
+            .filter(|node| **node != own)
+            .filter_map(|node| Some((*node, assignment.node(*node)?.address.clone())))
+            .collect();
+        sources.sort_by_key(|(node, _)| Some(*node) != serving);
+        sources
+    }
+}

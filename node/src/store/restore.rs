@@ -1,0 +1,241 @@
+//! Takes a slot over from a peer's snapshot (`store/snapshot.rs`), piece by piece.
+//!
+//! ```text
+//!                 first rows: the old state goes, in the same transaction
+//!  stored ──────────────────────────────────────────────────▶ partly restored ──end──▶ stored, as of the first cut,
+//!                                                              │      ▲                 whole from the newest cut on
+//!                                                              └──────┘ further rows; a break: behind the last key
+//! ```
+//! What is there before stays until a peer has given rows. A slot that is partly restored says so in `slot_state`
+//! ([`SlotPosition::NO_SNAPSHOT_YET`]), so that a process that begins with it neither serves nor replays.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::StreamExt;
+use futures::stream::BoxStream;
+use kvcluster_crds::{Offset, SlotId};
+use sqlx::{AssertSqlSafe, Connection, PgConnection};
+
+use crate::effect::SlotPosition;
+use crate::store::batch::SlotStep;
+use crate::store::postgres::{
+    PostgresStore, check_ownership, make_partition, schema_error, unavailable,
+};
+use crate::store::rows::slot_number;
+use crate::store::shared::Shared;
+use crate::store::snapshot::{
+    Block, COPY_HEADER, COPY_TRAILER, Decoder, Head, Rows, SnapshotError,
+};
+use crate::store::write::move_offsets;
+use crate::store::{RestoreError, StoreError, sql};
+
+/// Bytes of rows that one transaction takes at least, unless they are the last ones.
+const PIECE_BYTES: usize = 8 * 1_048_576;
+/// Longest transaction of one piece, seconds.
+const PIECE_SECONDS: u64 = 60;
+/// Longest wait for the next bytes of the source, seconds.
+const SOURCE_SECONDS: u64 = 20;
+
+/// The row of the table `restore`.
+#[derive(Clone, Debug)]
+pub(super) struct Begun {
+    /// The position that the slot will have: of the first cut, whole from the newest on.
+    position: SlotPosition,
+    /// The last key that is there.
+    pub(super) after: Bytes,
+}
+
+/// Takes a whole stream; after an error, what was taken stays for the next one.
+pub(super) async fn take(
+    store: &PostgresStore,
+    slot: SlotId,
+    least: Offset,
+    mut stream: BoxStream<'_, Result<Bytes, String>>,
+) -> Result<(), RestoreError> {
+    store.shared.forget(slot);
+    let mut begun = begun(store, slot, least).await?;
+    let mut decoder = Decoder::default();
+    let mut gathered = Vec::new();
+    let mut bytes = 0;
+    let mut head = None;
+    while !decoder.has_ended() {
+        let piece = tokio::time::timeout(Duration::from_secs(SOURCE_SECONDS), stream.next()).await;
+        let piece = piece.map_err(|_| RestoreError::Source("it fell silent".to_owned()))?;
+        let piece = piece.ok_or(SnapshotError::BrokenOff)?;
+        decoder.push(&piece.map_err(RestoreError::Source)?);
+        while let Some(block) = decoder.next_block()? {
+            match block {
+                Block::Head(Head { position, .. }) if position.next_offset < least => {
+                    let at = position.next_offset;
+                    let reason = format!("it stands at {at}, and {least} is needed");
+                    return Err(RestoreError::Source(reason));
+                }
+                Block::Head(Head { position, .. }) => head = Some(position),
+                Block::Rows(rows) => {
+                    bytes += rows.tuples.len();
+                    gathered.push(rows);
+                }
+                Block::End { .. } => {}
+            }
+        }
+        if bytes >= PIECE_BYTES || decoder.has_ended() {
+            let cut = head.as_ref().expect("the decoder gives the head first");
+            let rows = std::mem::take(&mut gathered);
+            bytes = 0;
+            begun = Some(keep(store, slot, begun, cut, rows).await?);
+        }
+    }
+    let begun = begun.expect("kept at the end at the latest");
+    Ok(end(store, slot, begun.position).await?)
+}
+
+/// What an interrupted restore has left, if the log goes on from there.
+pub(super) async fn begun(
+    store: &PostgresStore,
+    slot: SlotId,
+    least: Offset,
+) -> Result<Option<Begun>, StoreError> {
+    let stored: Option<(String, Vec<u8>)> = store
+        .with_connection(PIECE_SECONDS, async |connection| {
+            sqlx::query_as(sql::SELECT_RESTORE)
+                .bind(slot_number(slot))
+                .fetch_optional(connection)
+                .await
+                .map_err(unavailable)
+        })
+        .await?;
+    let parse = |(position, after): (String, Vec<u8>)| {
+        let position = serde_json::from_str(&position)
+            .map_err(|error| schema_error(format!("restore.position of slot {slot}: {error}")))?;
+        Ok(Begun {
+            position,
+            after: after.into(),
+        })
+    };
+    let begun: Option<Begun> = stored.map(parse).transpose()?;
+    Ok(begun.filter(|begun| begun.position.next_offset >= least))
+}
+
+/// Writes some rows, and how far the restore has come, in one transaction.
+async fn keep(
+    store: &PostgresStore,
+    slot: SlotId,
+    begun: Option<Begun>,
+    cut: &SlotPosition,
+    rows: Vec<Rows>,
+) -> Result<Begun, StoreError> {
+    let is_first = begun.is_none();
+    let mut begun = begun.unwrap_or_else(|| Begun {
+        position: cut.clone(),
+        after: Bytes::new(),
+    });
+    if begun.position.next_offset < cut.next_offset {
+        begun.position.whole_at = begun.position.whole_at.max(Some(cut.next_offset));
+    }
+    if let Some(last) = rows.last() {
+        begun.after = last.last_key.clone();
+    }
+    let shared = &store.shared;
+    let work = async |connection: &mut PgConnection| {
+        let mut tx = connection.begin().await.map_err(unavailable)?;
+        sqlx::raw_sql(sql::COMMIT_DOES_NOT_WAIT)
+            .execute(&mut *tx)
+            .await
+            .map_err(unavailable)?;
+        check_ownership(&mut tx, shared).await?;
+        if is_first {
+            empty(&mut tx, slot).await?;
+        }
+        copy_in(&mut tx, slot, &rows).await?;
+        note(&mut tx, slot, &begun).await?;
+        tx.commit().await.map_err(unavailable)
+    };
+    store.with_connection(PIECE_SECONDS, work).await?;
+    let count = rows.iter().map(|rows| u64::from(rows.count)).sum();
+    shared.metrics.observe_restored(count);
+    Ok(begun)
+}
+
+/// Drops what is stored of the slot and marks it.
+async fn empty(tx: &mut PgConnection, slot: SlotId) -> Result<(), StoreError> {
+    make_partition(tx, slot).await?;
+    sqlx::raw_sql(AssertSqlSafe(sql::empty_partition(slot.0)))
+        .execute(&mut *tx)
+        .await
+        .map_err(unavailable)?;
+    sqlx::query(sql::BEGIN_RESTORE)
+        .bind(slot_number(slot))
+        .bind(SlotPosition::NO_SNAPSHOT_YET.0)
+        .execute(tx)
+        .await
+        .map_err(unavailable)?;
+    Ok(())
+}
+
+async fn copy_in(tx: &mut PgConnection, slot: SlotId, rows: &[Rows]) -> Result<(), StoreError> {
+    if rows.is_empty() {
+        return Ok(());
+    }
+    let statement = sql::copy_in(slot.0);
+    let mut copy = tx.copy_in_raw(&statement).await.map_err(unavailable)?;
+    copy.send(COPY_HEADER).await.map_err(unavailable)?;
+    for rows in rows {
+        let tuples: &[u8] = &rows.tuples;
+        copy.send(tuples).await.map_err(unavailable)?;
+    }
+    copy.send(COPY_TRAILER).await.map_err(unavailable)?;
+    copy.finish().await.map_err(unavailable)?;
+    Ok(())
+}
+
+async fn note(tx: &mut PgConnection, slot: SlotId, begun: &Begun) -> Result<(), StoreError> {
+    let position = serde_json::to_string(&begun.position).expect("its keys are text");
+    sqlx::query(sql::NOTE_RESTORE)
+        .bind(slot_number(slot))
+        .bind(position)
+        .bind(begun.after.as_ref())
+        .execute(tx)
+        .await
+        .map_err(unavailable)?;
+    Ok(())
+}
+
+/// The slot stands where the snapshot was cut, durably.
+async fn end(
+    store: &PostgresStore,
+    slot: SlotId,
+    position: SlotPosition,
+) -> Result<(), StoreError> {
+    let shared: &Shared = &store.shared;
+    let step = SlotStep {
+        slot,
+        expected: Offset(0),
+        end: position,
+        entries: std::collections::BTreeMap::new(),
+    };
+    let work = async |connection: &mut PgConnection| {
+        let mut tx = connection.begin().await.map_err(unavailable)?;
+        sqlx::raw_sql(sql::COMMIT_WAITS_FOR_DISK)
+            .execute(&mut *tx)
+            .await
+            .map_err(unavailable)?;
+        check_ownership(&mut tx, shared).await?;
+        let moved = move_offsets(std::slice::from_ref(&step))
+            .execute(&mut *tx)
+            .await
+            .map_err(unavailable)?;
+        let ended = sqlx::query(sql::END_RESTORE)
+            .bind(slot_number(slot))
+            .execute(&mut *tx)
+            .await
+            .map_err(unavailable)?;
+        if (moved.rows_affected(), ended.rows_affected()) != (1, 1) {
+            return Err(schema_error(format!(
+                "slot {slot} was changed while it was restored"
+            )));
+        }
+        tx.commit().await.map_err(unavailable)
+    };
+    store.with_connection(PIECE_SECONDS, work).await
+}

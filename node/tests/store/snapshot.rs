@@ -1,0 +1,258 @@
+//! Slots that move from schema to schema as snapshots.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::stream::BoxStream;
+use futures::{StreamExt, TryStreamExt, stream};
+use kvcluster_crds::{Offset, SlotId};
+use kvcluster_node::effect::SlotPosition;
+use kvcluster_node::store::postgres::PostgresStore;
+use kvcluster_node::store::{ExportError, RestoreError, Snapshots, Store, StoreError};
+
+use crate::fixture::{Fixture, Model, get, position, scan};
+
+const SLOT: SlotId = SlotId(3);
+
+type Pieces = BoxStream<'static, Result<Bytes, StoreError>>;
+
+/// A store with some rows in two slots, all flushed; values of so many bytes.
+async fn filled(fixture: &Fixture, keys: usize, value_bytes: usize) -> (Arc<PostgresStore>, Model) {
+    let store = fixture.store(1, &[3, 4]).await;
+    let mut model = Model::new();
+    for number in 0..keys {
+        let value = format!("{number:04}").repeat(value_bytes / 4);
+        model.apply(store.as_ref(), 3, &[(&key(number), Some(&value))]);
+        model.apply(
+            store.as_ref(),
+            4,
+            &[(&key(number), Some("of another slot"))],
+        );
+    }
+    model.apply(store.as_ref(), 3, &[(&key(0), None)]);
+    store.flush_all().await.expect("flushes");
+    (store, model)
+}
+
+fn key(number: usize) -> String {
+    format!("key-{number:05}")
+}
+
+async fn export(store: &PostgresStore, after: Bytes, least: i64) -> Result<Pieces, ExportError> {
+    store.export(SLOT, after, Offset(least)).await
+}
+
+/// The stream as it comes from another node.
+fn received(pieces: Pieces) -> BoxStream<'static, Result<Bytes, String>> {
+    pieces.map_err(|error| error.to_string()).boxed()
+}
+
+/// Gives so many pieces and then breaks off.
+fn broken_after(count: usize, pieces: Pieces) -> BoxStream<'static, Result<Bytes, String>> {
+    let cut = stream::once(async { Err("the connection broke".to_owned()) });
+    received(pieces).take(count).chain(cut).boxed()
+}
+
+async fn loaded(store: &PostgresStore) -> SlotPosition {
+    let loaded = store.load(&[SLOT]).await.expect("loads");
+    loaded[0].1.clone()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slot_arrives_with_its_rows_and_its_position() {
+    let (from, to) = (Fixture::new().await, Fixture::new().await);
+    let (source, model) = filled(&from, 50, 100).await;
+    let target = to.store(2, &[3, 4]).await;
+    // What was there before goes, also what is only in memory.
+    let mut old = Model::new();
+    old.apply(target.as_ref(), 3, &[("old", Some("flushed"))]);
+    target.flush_all().await.expect("flushes");
+    old.apply(target.as_ref(), 3, &[("older", Some("in memory"))]);
+    let pieces = export(&source, Bytes::new(), 0).await.expect("exports");
+    target
+        .restore(SLOT, Offset(0), received(pieces))
+        .await
+        .expect("restores");
+    let refused = get(target.as_ref(), 3, "old").await;
+    assert!(refused.is_err(), "not loaded yet: {refused:?}");
+    let at = loaded(&target).await;
+    assert_eq!(at, position(model.next_offset(3)));
+    assert_eq!(to.rows(3).await, model.slot(3));
+    assert_eq!(scan(target.as_ref(), 3).await, Ok(model.slot(3)));
+    assert_eq!(get(target.as_ref(), 3, "old").await, Ok(None));
+    assert!(to.rows(4).await.is_empty(), "the other slot is not touched");
+    assert_eq!(target.progress(SLOT).durable, model.next_offset(3));
+    from.drop_schema().await;
+    to.drop_schema().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_empty_slot_arrives_too() {
+    let (from, to) = (Fixture::new().await, Fixture::new().await);
+    let source = from.store(1, &[3]).await;
+    let target = to.store(2, &[3]).await;
+    let pieces = export(&source, Bytes::new(), 0).await.expect("exports");
+    let restored = target.restore(SLOT, Offset(0), received(pieces)).await;
+    assert_eq!(restored, Ok(()));
+    assert_eq!(loaded(&target).await, SlotPosition::start());
+    from.drop_schema().await;
+    to.drop_schema().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broken_stream_is_resumed_behind_the_last_key_and_whole_only_at_the_newer_cut() {
+    let (from, to) = (Fixture::new().await, Fixture::new().await);
+    // Several transactions of the receiver.
+    let (source, mut model) = filled(&from, 60, 500_000).await;
+    let first_cut = model.next_offset(3);
+    let target = to.store(2, &[3]).await;
+    let pieces = export(&source, Bytes::new(), 0).await.expect("exports");
+    let broken = target
+        .restore(SLOT, Offset(0), broken_after(50, pieces))
+        .await;
+    assert!(matches!(broken, Err(RestoreError::Source(_))), "{broken:?}");
+    let after = target.begun(SLOT, Offset(0)).await.expect("answers");
+    assert!(!after.is_empty(), "something was kept");
+    assert!(loaded(&target).await.needs_snapshot());
+    // Meanwhile the source goes on: before and behind the place of the break.
+    model.apply(
+        source.as_ref(),
+        3,
+        &[(&key(1), Some("newer")), (&key(59), Some("newer"))],
+    );
+    source.flush_all().await.expect("flushes");
+    let second_cut = model.next_offset(3);
+    // Another process of the node goes on with it.
+    let target = to.store(3, &[3]).await;
+    assert!(loaded(&target).await.needs_snapshot());
+    assert_eq!(target.begun(SLOT, Offset(0)).await, Ok(after.clone()));
+    let pieces = export(&source, after, 0).await.expect("exports");
+    let restored = target.restore(SLOT, Offset(0), received(pieces)).await;
+    assert_eq!(restored, Ok(()));
+    let at = loaded(&target).await;
+    assert_eq!(
+        at.next_offset,
+        Offset(first_cut),
+        "the log goes on from the first cut"
+    );
+    assert_eq!(at.whole_at, Some(Offset(second_cut)));
+    let rows = to.rows(3).await;
+    assert_eq!(rows.len(), model.slot(3).len());
+    let value = |number: usize| rows[key(number).as_bytes()].0.clone();
+    assert_ne!(value(1), "newer", "of the first cut");
+    assert_eq!(value(59), "newer", "of the second");
+    assert_eq!(target.begun(SLOT, Offset(0)).await, Ok(Bytes::new()));
+    from.drop_schema().await;
+    to.drop_schema().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_log_does_not_go_on_from_is_begun_anew() {
+    let (from, to) = (Fixture::new().await, Fixture::new().await);
+    let (source, mut model) = filled(&from, 60, 500_000).await;
+    let first_cut = model.next_offset(3);
+    let target = to.store(2, &[3]).await;
+    let pieces = export(&source, Bytes::new(), 0).await.expect("exports");
+    let broken = target
+        .restore(SLOT, Offset(0), broken_after(50, pieces))
+        .await;
+    assert!(broken.is_err());
+    model.apply(source.as_ref(), 3, &[(&key(1), None)]);
+    source.flush_all().await.expect("flushes");
+    let least = first_cut + 1;
+    assert_eq!(target.begun(SLOT, Offset(least)).await, Ok(Bytes::new()));
+    let pieces = export(&source, Bytes::new(), least).await.expect("exports");
+    let restored = target.restore(SLOT, Offset(least), received(pieces)).await;
+    assert_eq!(restored, Ok(()));
+    assert_eq!(loaded(&target).await.whole_at, None);
+    assert_eq!(to.rows(3).await, model.slot(3));
+    from.drop_schema().await;
+    to.drop_schema().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_breaks_before_its_rows_leaves_what_was_there() {
+    let (from, to) = (Fixture::new().await, Fixture::new().await);
+    let (source, _) = filled(&from, 20, 100).await;
+    let target = to.store(2, &[3]).await;
+    let mut old = Model::new();
+    old.apply(target.as_ref(), 3, &[("old", Some("stays"))]);
+    target.flush_all().await.expect("flushes");
+    let pieces = export(&source, Bytes::new(), 0).await.expect("exports");
+    let broken = target
+        .restore(SLOT, Offset(0), broken_after(1, pieces))
+        .await;
+    assert!(broken.is_err(), "only the head came");
+    assert_eq!(loaded(&target).await.next_offset, Offset(1));
+    assert_eq!(
+        get(target.as_ref(), 3, "old").await,
+        Ok(Some("stays".to_owned()))
+    );
+    from.drop_schema().await;
+    to.drop_schema().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_piece_is_refused() {
+    let (from, to) = (Fixture::new().await, Fixture::new().await);
+    let (source, _) = filled(&from, 20, 100).await;
+    let target = to.store(2, &[3]).await;
+    let pieces = export(&source, Bytes::new(), 0).await.expect("exports");
+    let damaged = received(pieces).map(|piece| {
+        let mut piece = piece?.to_vec();
+        let last = piece.len() - 1;
+        piece[last] ^= 1;
+        Ok(Bytes::from(piece))
+    });
+    let refused = target.restore(SLOT, Offset(0), damaged.boxed()).await;
+    assert!(
+        matches!(refused, Err(RestoreError::Snapshot(_))),
+        "{refused:?}"
+    );
+    assert_eq!(loaded(&target).await, SlotPosition::start());
+    from.drop_schema().await;
+    to.drop_schema().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_what_helps_is_given() {
+    let (from, to) = (Fixture::new().await, Fixture::new().await);
+    let (source, model) = filled(&from, 60, 500_000).await;
+    let next = model.next_offset(3);
+    assert!(export(&source, Bytes::new(), next).await.is_ok());
+    let too_old = export(&source, Bytes::new(), next + 1).await.err();
+    assert!(
+        matches!(too_old, Some(ExportError::TooOld { .. })),
+        "{too_old:?}"
+    );
+    let elsewhere = source
+        .export(SlotId(9), Bytes::new(), Offset(0))
+        .await
+        .err();
+    assert_eq!(elsewhere, Some(ExportError::NotHere { slot: SlotId(9) }));
+    let target = to.store(2, &[3]).await;
+    let pieces = export(&source, Bytes::new(), 0).await.expect("exports");
+    let broken = target
+        .restore(SLOT, Offset(0), broken_after(50, pieces))
+        .await;
+    assert!(broken.is_err());
+    let half = export(&target, Bytes::new(), 0).await.err();
+    assert_eq!(half, Some(ExportError::NotWhole { slot: SLOT }));
+    from.drop_schema().await;
+    to.drop_schema().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_that_lost_its_schema_restores_nothing() {
+    let (from, to) = (Fixture::new().await, Fixture::new().await);
+    let (source, _) = filled(&from, 20, 100).await;
+    let old = to.store(2, &[3]).await;
+    let _newer = to.store(3, &[3]).await;
+    let pieces = export(&source, Bytes::new(), 0).await.expect("exports");
+    let refused = old.restore(SLOT, Offset(0), received(pieces)).await;
+    let fenced = Err(RestoreError::Store(StoreError::Fenced(to.schema.clone())));
+    assert_eq!(refused, fenced);
+    assert!(to.rows(3).await.is_empty());
+    from.drop_schema().await;
+    to.drop_schema().await;
+}
