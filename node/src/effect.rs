@@ -4,6 +4,8 @@ use bytes::Bytes;
 use kvcluster_crds::{Epoch, Incarnation, NodeId, Offset, SlotId};
 use serde::{Deserialize, Serialize};
 
+use crate::seeded::{self, Bug};
+
 /// Longest key, bytes. Above: refused with 413.
 pub const KEY_BYTES_MAX: usize = 2_048;
 /// Longest value, bytes. Above: refused with 413.
@@ -86,6 +88,27 @@ impl SlotPosition {
             released_to: None,
             lease_ms: 0,
             whole_at: None,
+        }
+    }
+
+    /// The position that a snapshot of a state at this position carries: all of it. What the next record is judged by belongs to
+    /// the state as its rows do.
+    #[must_use]
+    pub fn of_snapshot(&self) -> Self {
+        if seeded::on(Bug::SnapshotWithoutProtocol) {
+            return Self {
+                next_offset: self.next_offset,
+                checksum_before: self.checksum_before,
+                ..Self::start()
+            };
+        }
+        self.clone()
+    }
+
+    /// Notes that rows of another cut have joined the state of this one.
+    pub fn join_cut(&mut self, cut: &Self) {
+        if self.next_offset < cut.next_offset {
+            self.whole_at = self.whole_at.max(Some(cut.next_offset));
         }
     }
 

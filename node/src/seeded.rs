@@ -79,6 +79,13 @@ pub const EDGES: [Bug; 4] = [
     Bug::OffsetUnchecked,
 ];
 
+/// Mistakes in snapshots and trimming.
+pub const STORAGE: [Bug; 3] = [
+    Bug::SnapshotWithoutProtocol,
+    Bug::ServesBeforeWhole,
+    Bug::TrimsFlushed,
+];
+
 /// Names the mistake to the program that is built with them.
 pub const BUG_VARIABLE: &str = "KVCLUSTER_SEEDED_BUG";
 

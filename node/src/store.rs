@@ -141,6 +141,15 @@ pub trait Store: Send + Sync + 'static {
     fn failed(&self) -> BoxFuture<'_, StoreError>;
 }
 
+/// What a restore asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Missing {
+    /// The rows behind this key; empty: all.
+    pub after: Bytes,
+    /// Of a cut at this offset or later: what stands between an older one and the rows that are there is never read.
+    pub least: Offset,
+}
+
 /// Slots of a node as snapshots: given to others, and taken from them.
 pub trait Snapshots: Send + Sync + 'static {
     /// The rows of `slot` behind the key `after` (empty: all) as of one cut, at offset `least` or later, and the position of
@@ -152,11 +161,11 @@ pub trait Snapshots: Send + Sync + 'static {
         least: Offset,
     ) -> BoxFuture<'_, Result<BoxStream<'static, Result<Bytes, StoreError>>, ExportError>>;
 
-    /// The key behind which an interrupted restore of `slot` goes on; empty when none was begun, or only one that stands before
-    /// `least`.
-    fn begun(&self, slot: SlotId, least: Offset) -> BoxFuture<'_, Result<Bytes, StoreError>>;
+    /// What is to be asked for so that `slot` is restored at `least` or later: everything, or what an interrupted restore does
+    /// not have yet, if the log goes on from that.
+    fn missing(&self, slot: SlotId, least: Offset) -> BoxFuture<'_, Result<Missing, StoreError>>;
 
-    /// Takes the stream of an export that began behind the key that [`Snapshots::begun`] names. The state that was there goes
+    /// Takes the stream of an export of what [`Snapshots::missing`] names. The state that was there goes
     /// when the first rows come. Afterwards [`Store::load`] answers the new position, `least` or later. After an error,
     /// another stream goes on behind what was taken. The slot is not loaded from the call on.
     fn restore<'a>(

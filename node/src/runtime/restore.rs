@@ -13,7 +13,7 @@ use crate::api::{Wanted, ask_snapshot};
 use crate::effect::SlotPosition;
 use crate::peer::Peers;
 use crate::slot::Behind;
-use crate::store::{RestoreError, Snapshots, Store, StoreError};
+use crate::store::{Missing, RestoreError, Snapshots, Store, StoreError};
 
 /// Restores of a node at once: each takes a connection to PostgreSQL and its disk.
 const AT_ONCE: usize = 1;
@@ -80,17 +80,17 @@ impl Restorer {
         behind: &Behind,
         address: &str,
     ) -> Result<SlotPosition, RestoreError> {
-        let least = behind.least;
+        let Missing { after, least } = self.snapshots.missing(slot, behind.least).await?;
         let wanted = Wanted {
             slot,
             log_id: self.registry.config().log_id,
             least,
-            after: self.snapshots.begun(slot, least).await?,
+            after,
         };
         let begun = Instant::now();
         let stream = ask_snapshot(&self.peers, address, &wanted, begun + ANSWER_TIMEOUT);
         let stream = stream.await.map_err(RestoreError::Source)?;
-        self.snapshots.restore(slot, least, stream).await?;
+        self.snapshots.restore(slot, behind.least, stream).await?;
         let loaded = self.store.load(&[slot]).await?;
         info!(%slot, took_ms = begun.elapsed().as_millis(), "a snapshot was loaded");
         let position = loaded.into_iter().next().map(|(_, position)| position);

@@ -11,7 +11,6 @@ use sqlx::PgConnection;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use crate::effect::SlotPosition;
-use crate::seeded::{self, Bug};
 use crate::store::postgres::{Lent, limited, unavailable};
 use crate::store::rows::{position, slot_number};
 use crate::store::snapshot::{BLOCK_BYTES, Block, Head, Rows, Tuples};
@@ -95,17 +94,10 @@ async fn copy(
     connection: &mut PgConnection,
     slot: SlotId,
     after: &[u8],
-    mut cut: SlotPosition,
+    cut: SlotPosition,
     sender: &mpsc::Sender<Piece>,
 ) -> Result<(), StoreError> {
-    if seeded::on(Bug::SnapshotWithoutProtocol) {
-        cut = SlotPosition {
-            next_offset: cut.next_offset,
-            checksum_before: cut.checksum_before,
-            ..SlotPosition::start()
-        };
-    }
-    send(sender, &Block::Head(Head::new(cut))).await?;
+    send(sender, &Block::Head(Head::new(cut.of_snapshot()))).await?;
     let statement = sql::copy_out(slot.0, after);
     let mut copied = connection
         .copy_out_raw(&statement)

@@ -11,7 +11,9 @@ use futures::{FutureExt, StreamExt, stream};
 use kvcluster_crds::{Offset, SlotId};
 
 use crate::effect::{Applied, Effect, SlotPosition, Versioned};
-use crate::store::{ExportError, Progress, RestoreError, Row, Snapshots, Store, StoreError};
+use crate::store::{
+    ExportError, Missing, Progress, RestoreError, Row, Snapshots, Store, StoreError,
+};
 
 /// Maps instead of tables.
 #[derive(Default)]
@@ -135,8 +137,9 @@ impl Snapshots for MemoryStore {
         std::future::ready(Err(ExportError::NotHere { slot })).boxed()
     }
 
-    fn begun(&self, _slot: SlotId, _least: Offset) -> BoxFuture<'_, Result<Bytes, StoreError>> {
-        std::future::ready(Ok(Bytes::new())).boxed()
+    fn missing(&self, _slot: SlotId, least: Offset) -> BoxFuture<'_, Result<Missing, StoreError>> {
+        let after = Bytes::new();
+        std::future::ready(Ok(Missing { after, least })).boxed()
     }
 
     fn restore<'a>(

@@ -26,8 +26,8 @@ use crate::store::overlay::SlotOverlay;
 use crate::store::rows::{position, slot_number, versioned};
 use crate::store::shared::Shared;
 use crate::store::{
-    ExportError, Progress, RestoreError, Snapshots, Store, StoreError, export, flush, migrate,
-    restore, scan, sql,
+    ExportError, Missing, Progress, RestoreError, Snapshots, Store, StoreError, export, flush,
+    migrate, restore, scan, sql,
 };
 
 /// Longest wait for a connection, seconds: the server is away, or every connection is busy.
@@ -340,10 +340,10 @@ impl Snapshots for PostgresStore {
         .boxed()
     }
 
-    fn begun(&self, slot: SlotId, least: Offset) -> BoxFuture<'_, Result<Bytes, StoreError>> {
+    fn missing(&self, slot: SlotId, least: Offset) -> BoxFuture<'_, Result<Missing, StoreError>> {
         async move {
             let begun = restore::begun(self, slot, least).await?;
-            Ok(begun.map_or_else(Bytes::new, |begun| begun.after))
+            Ok(restore::missing(begun.as_ref(), least))
         }
         .boxed()
     }

@@ -28,7 +28,7 @@ use crate::store::snapshot::{
     Block, COPY_HEADER, COPY_TRAILER, Decoder, Head, Rows, SnapshotError,
 };
 use crate::store::write::move_offsets;
-use crate::store::{RestoreError, StoreError, sql};
+use crate::store::{Missing, RestoreError, StoreError, sql};
 
 /// Bytes of rows that one transaction takes at least, unless they are the last ones.
 const PIECE_BYTES: usize = 8 * 1_048_576;
@@ -43,7 +43,7 @@ pub(super) struct Begun {
     /// The position that the slot will have: of the first cut, whole from the newest on.
     position: SlotPosition,
     /// The last key that is there.
-    pub(super) after: Bytes,
+    after: Bytes,
 }
 
 /// Takes a whole stream; after an error, what was taken stays for the next one.
@@ -55,6 +55,7 @@ pub(super) async fn take(
 ) -> Result<(), RestoreError> {
     store.shared.forget(slot);
     let mut begun = begun(store, slot, least).await?;
+    let least = missing(begun.as_ref(), least).least;
     let mut decoder = Decoder::default();
     let mut gathered = Vec::new();
     let mut bytes = 0;
@@ -117,6 +118,14 @@ pub(super) async fn begun(
     Ok(begun.filter(|begun| begun.position.next_offset >= least))
 }
 
+/// What the next stream must hold.
+pub(super) fn missing(begun: Option<&Begun>, least: Offset) -> Missing {
+    Missing {
+        after: begun.map_or_else(Bytes::new, |begun| begun.after.clone()),
+        least: begun.map_or(least, |begun| least.max(begun.position.next_offset)),
+    }
+}
+
 /// Writes some rows, and how far the restore has come, in one transaction.
 async fn keep(
     store: &PostgresStore,
@@ -130,9 +139,7 @@ async fn keep(
         position: cut.clone(),
         after: Bytes::new(),
     });
-    if begun.position.next_offset < cut.next_offset {
-        begun.position.whole_at = begun.position.whole_at.max(Some(cut.next_offset));
-    }
+    begun.position.join_cut(cut);
     if let Some(last) = rows.last() {
         begun.after = last.last_key.clone();
     }

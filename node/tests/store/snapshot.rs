@@ -8,7 +8,7 @@ use futures::{StreamExt, TryStreamExt, stream};
 use kvcluster_crds::{Offset, SlotId};
 use kvcluster_node::effect::SlotPosition;
 use kvcluster_node::store::postgres::PostgresStore;
-use kvcluster_node::store::{ExportError, RestoreError, Snapshots, Store, StoreError};
+use kvcluster_node::store::{ExportError, Missing, RestoreError, Snapshots, Store, StoreError};
 
 use crate::fixture::{Fixture, Model, get, position, scan};
 
@@ -51,6 +51,13 @@ fn received(pieces: Pieces) -> BoxStream<'static, Result<Bytes, String>> {
 fn broken_after(count: usize, pieces: Pieces) -> BoxStream<'static, Result<Bytes, String>> {
     let cut = stream::once(async { Err("the connection broke".to_owned()) });
     received(pieces).take(count).chain(cut).boxed()
+}
+
+fn all(least: i64) -> Missing {
+    Missing {
+        after: Bytes::new(),
+        least: Offset(least),
+    }
 }
 
 async fn loaded(store: &PostgresStore) -> SlotPosition {
@@ -111,8 +118,9 @@ async fn a_broken_stream_is_resumed_behind_the_last_key_and_whole_only_at_the_ne
         .restore(SLOT, Offset(0), broken_after(50, pieces))
         .await;
     assert!(matches!(broken, Err(RestoreError::Source(_))), "{broken:?}");
-    let after = target.begun(SLOT, Offset(0)).await.expect("answers");
-    assert!(!after.is_empty(), "something was kept");
+    let missing = target.missing(SLOT, Offset(0)).await.expect("answers");
+    assert!(!missing.after.is_empty(), "something was kept");
+    assert_eq!(missing.least, Offset(first_cut), "no older cut will do");
     assert!(loaded(&target).await.needs_snapshot());
     // Meanwhile the source goes on: before and behind the place of the break.
     model.apply(
@@ -125,8 +133,9 @@ async fn a_broken_stream_is_resumed_behind_the_last_key_and_whole_only_at_the_ne
     // Another process of the node goes on with it.
     let target = to.store(3, &[3]).await;
     assert!(loaded(&target).await.needs_snapshot());
-    assert_eq!(target.begun(SLOT, Offset(0)).await, Ok(after.clone()));
-    let pieces = export(&source, after, 0).await.expect("exports");
+    assert_eq!(target.missing(SLOT, Offset(0)).await, Ok(missing.clone()));
+    let pieces = export(&source, missing.after, missing.least.0).await;
+    let pieces = pieces.expect("exports");
     let restored = target.restore(SLOT, Offset(0), received(pieces)).await;
     assert_eq!(restored, Ok(()));
     let at = loaded(&target).await;
@@ -141,9 +150,38 @@ async fn a_broken_stream_is_resumed_behind_the_last_key_and_whole_only_at_the_ne
     let value = |number: usize| rows[key(number).as_bytes()].0.clone();
     assert_ne!(value(1), "newer", "of the first cut");
     assert_eq!(value(59), "newer", "of the second");
-    assert_eq!(target.begun(SLOT, Offset(0)).await, Ok(Bytes::new()));
+    assert_eq!(target.missing(SLOT, Offset(0)).await, Ok(all(0)));
     from.drop_schema().await;
     to.drop_schema().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_rest_of_an_older_cut_is_refused() {
+    let (from, older, to) = (
+        Fixture::new().await,
+        Fixture::new().await,
+        Fixture::new().await,
+    );
+    let (source, model) = filled(&from, 60, 500_000).await;
+    let (behind, _) = filled(&older, 30, 100).await;
+    let target = to.store(2, &[3]).await;
+    let pieces = export(&source, Bytes::new(), 0).await.expect("exports");
+    let broken = target
+        .restore(SLOT, Offset(0), broken_after(50, pieces))
+        .await;
+    assert!(broken.is_err());
+    // A replica that has not come as far yet: its rows lack what the log will not be read for.
+    let missing = target.missing(SLOT, Offset(0)).await.expect("answers");
+    let pieces = export(&behind, missing.after, 0).await.expect("exports");
+    let refused = target.restore(SLOT, Offset(0), received(pieces)).await;
+    let reason = format!("and {} is needed", model.next_offset(3));
+    assert!(
+        matches!(&refused, Err(RestoreError::Source(text)) if text.contains(&reason)),
+        "{refused:?}"
+    );
+    for fixture in [from, older, to] {
+        fixture.drop_schema().await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -160,7 +198,7 @@ async fn what_the_log_does_not_go_on_from_is_begun_anew() {
     model.apply(source.as_ref(), 3, &[(&key(1), None)]);
     source.flush_all().await.expect("flushes");
     let least = first_cut + 1;
-    assert_eq!(target.begun(SLOT, Offset(least)).await, Ok(Bytes::new()));
+    assert_eq!(target.missing(SLOT, Offset(least)).await, Ok(all(least)));
     let pieces = export(&source, Bytes::new(), least).await.expect("exports");
     let restored = target.restore(SLOT, Offset(least), received(pieces)).await;
     assert_eq!(restored, Ok(()));

@@ -14,6 +14,7 @@
 
 #[cfg(feature = "seeded-bugs")]
 mod seeded;
+mod storage;
 mod world;
 
 use stateright::{Checker, HasDiscoveries, Model, Property};
