@@ -1,3 +1,5 @@
-//! What the model and the simulation of the slot protocol share: the rule by which they judge the product.
+//! What the model and the simulations share: the rule by which they judge the product, and Kafka and PostgreSQL in memory.
 
+pub mod log;
 pub mod rule;
+pub mod store;

@@ -69,7 +69,7 @@ const fn suite(name: &'static str, need: Need, budget_seconds: u64, work: Work) 
     }
 }
 
-const SUITES: [Suite; 9] = [
+const SUITES: [Suite; 10] = [
     suite(
         "format",
         Need::Nothing,
@@ -85,6 +85,12 @@ const SUITES: [Suite; 9] = [
     ),
     suite("unit", Need::Services, 900, Work::Commands(&[UNIT])),
     suite("seeds", Need::Services, 600, Work::Commands(&[SEEDS])),
+    suite(
+        "conformance",
+        Need::Services,
+        300,
+        Work::Commands(&[CONFORMANCE]),
+    ),
     suite("charts", Need::Nothing, 300, Work::Commands(CHARTS)),
     suite("local", Need::Local, 600, Work::Commands(&[LOCAL])),
     suite(
@@ -122,6 +128,8 @@ const LINT_SUITES: &[&str] = &[
     "histories",
     "--test",
     "kind",
+    "--test",
+    "conformance",
     "--",
     "-D",
     "warnings",
@@ -144,6 +152,17 @@ const SEEDS: &[&str] = &[
     "--",
     "--nocapture",
     "seeded",
+];
+/// The cases that the simulated log and store share with Kafka and PostgreSQL.
+const CONFORMANCE: &[&str] = &[
+    "cargo",
+    "test",
+    "--workspace",
+    "--locked",
+    "--test",
+    "conformance",
+    "--",
+    "--nocapture",
 ];
 const CHARTS: &[&[&str]] = &[
     &[HELM, "lint", "--strict", "charts/kvcluster"],

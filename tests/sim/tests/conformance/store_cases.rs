@@ -1,0 +1,26 @@
+//! What the slots and the REST side may rely on when they speak to the store.
+
+mod applying;
+mod failing;
+mod flushing;
+mod owning;
+mod scanning;
+
+use crate::database::Database;
+use crate::table::Case;
+
+pub(crate) type StoreCase = Case<dyn Database>;
+
+/// All of them.
+pub(crate) fn all() -> Vec<StoreCase> {
+    [
+        applying::cases(),
+        flushing::cases(),
+        scanning::cases(),
+        owning::cases(),
+        failing::cases(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}
