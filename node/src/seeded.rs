@@ -44,6 +44,8 @@ pub enum Bug {
     OwnerUnchecked,
     /// A flush does not look whether the slot stands where it thinks.
     OffsetUnchecked,
+    /// A new leader does not know the idempotency keys of its predecessors.
+    DedupForgotten,
 }
 
 /// Mistakes in the slot protocol.
@@ -72,6 +74,9 @@ pub const EDGES: [Bug; 4] = [
     Bug::OwnerUnchecked,
     Bug::OffsetUnchecked,
 ];
+
+/// Mistakes in how a retried request is known again.
+pub const RETRIES: [Bug; 1] = [Bug::DedupForgotten];
 
 /// Names the mistake to the program that is built with them.
 pub const BUG_VARIABLE: &str = "KVCLUSTER_SEEDED_BUG";

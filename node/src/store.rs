@@ -8,10 +8,11 @@ use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 use kvcluster_crds::SlotId;
 
-use crate::effect::{Applied, SlotPosition, Versioned};
+use crate::effect::{Applied, Loaded, Versioned};
 
 pub mod batch;
 pub mod cache;
+mod dedup;
 mod flush;
 #[cfg(test)]
 pub(crate) mod memory;
@@ -51,11 +52,12 @@ pub struct Progress {
 
 /// The state of the slots of a node.
 pub trait Store: Send + Sync + 'static {
-    /// Loads the stored positions of `slots`, making what is missing; afterwards [`Store::apply`] takes their records.
+    /// Loads where `slots`, none of them loaded before, stand and what they remember of requests, making what is missing;
+    /// afterwards [`Store::apply`] takes their records.
     fn load<'a>(
         &'a self,
         slots: &'a [SlotId],
-    ) -> BoxFuture<'a, Result<Vec<(SlotId, SlotPosition)>, StoreError>>;
+    ) -> BoxFuture<'a, Result<Vec<(SlotId, Loaded)>, StoreError>>;
 
     /// Takes the effects of one valid or ignored record into memory. Called in order of offsets for each slot, never blocks;
     /// reads see it at once, the next flush writes it.

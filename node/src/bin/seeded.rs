@@ -6,7 +6,10 @@ use kvcluster_node::seeded::{self, BUG_VARIABLE};
 
 fn main() -> anyhow::Result<()> {
     let name = std::env::var(BUG_VARIABLE).context(BUG_VARIABLE)?;
-    let mut known = seeded::ALL.into_iter().chain(seeded::EDGES);
+    let mut known = seeded::ALL
+        .into_iter()
+        .chain(seeded::EDGES)
+        .chain(seeded::RETRIES);
     let Some(bug) = known.find(|bug| format!("{bug:?}") == name) else {
         bail!("{BUG_VARIABLE}: there is no mistake {name:?}");
     };

@@ -11,11 +11,11 @@ use tracing::{error, info};
 
 use super::clock;
 use super::registry::Registry;
-use crate::effect::Effect;
+use crate::effect::{Effect, Idempotency};
 use crate::log::Log;
 use crate::service::{ReadPermit, SlotError};
 use crate::slot::election::Hints;
-use crate::slot::{Input, Output, RequestId, SlotMachine};
+use crate::slot::{Input, Output, RequestId, SlotMachine, WriteRequest};
 use crate::store::Store;
 
 /// Time between two looks at clocks and hints: short against a lease and the stagger of claims.
@@ -28,12 +28,26 @@ const INPUTS_AT_ONCE: usize = 256;
 pub(super) enum Request {
     Write {
         effects: Vec<Effect>,
+        idempotency: Option<Idempotency>,
         deadline_ns: u64,
-        answer: oneshot::Sender<Result<Offset, SlotError>>,
+        answer: oneshot::Sender<Result<Written, SlotError>>,
     },
     Read {
         deadline_ns: u64,
         answer: oneshot::Sender<Result<ReadPermit, SlotError>>,
+    },
+}
+
+/// What became of a write.
+#[derive(Debug)]
+pub(super) enum Written {
+    /// Its record counts.
+    Now(Offset),
+    /// A request with its idempotency key took effect before; to be said once the permit is confirmed.
+    Before {
+        version: Offset,
+        is_same: bool,
+        permit: ReadPermit,
     },
 }
 
@@ -61,7 +75,7 @@ struct Running {
     /// Whether others have not seen yet what changed.
     news: bool,
     last_id: RequestId,
-    writes: HashMap<RequestId, oneshot::Sender<Result<Offset, SlotError>>>,
+    writes: HashMap<RequestId, oneshot::Sender<Result<Written, SlotError>>>,
     reads: HashMap<RequestId, oneshot::Sender<Result<ReadPermit, SlotError>>>,
 }
 
@@ -136,15 +150,18 @@ impl Running {
         match request {
             Request::Write {
                 effects,
+                idempotency,
                 deadline_ns,
                 answer,
             } => {
                 self.writes.insert(id, answer);
-                self.step(Input::Write {
+                self.step(Input::Write(WriteRequest {
                     id,
                     effects,
+                    idempotency,
+                    wall_ms: clock::wall_ms(),
                     deadline_ns,
-                });
+                }));
             }
             Request::Read {
                 deadline_ns,
@@ -168,7 +185,20 @@ impl Running {
                 }
                 // A client that has gone away does not wait for its answer.
                 Output::WriteAnswer { id, answer } => {
-                    let _ = self.writes.remove(&id).map(|waiting| waiting.send(answer));
+                    self.answer_write(id, answer.map(Written::Now));
+                }
+                Output::Repeat {
+                    id,
+                    version,
+                    is_same,
+                    permit,
+                } => {
+                    let before = Written::Before {
+                        version,
+                        is_same,
+                        permit,
+                    };
+                    self.answer_write(id, Ok(before));
                 }
                 Output::ReadAnswer { id, answer } => {
                     let _ = self.reads.remove(&id).map(|waiting| waiting.send(answer));
@@ -185,6 +215,10 @@ impl Running {
                 }
             }
         }
+    }
+
+    fn answer_write(&mut self, id: RequestId, answer: Result<Written, SlotError>) {
+        let _ = self.writes.remove(&id).map(|waiting| waiting.send(answer));
     }
 
     fn publish(&self) {

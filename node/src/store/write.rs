@@ -11,7 +11,7 @@ use crate::store::StoreError;
 use crate::store::batch::{Batch, SlotStep};
 use crate::store::postgres::{check_ownership, slot_number, unavailable};
 use crate::store::shared::Shared;
-use crate::store::sql;
+use crate::store::{dedup, sql};
 
 /// What became of a flush.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,6 +58,7 @@ pub(super) async fn write(
     {
         delete(&mut tx, step).await?;
     }
+    dedup::remember(&mut tx, &batch.steps).await?;
     tx.commit().await.map_err(unavailable)?;
     shared.connected.store(true, Ordering::Relaxed);
     Ok(Outcome::Written)
@@ -86,6 +87,7 @@ fn move_offsets(
         .bind(each(|end| Some(end.last_seq.cast_signed())))
         .bind(each(|end| end.released_to.map(|node| i64::from(node.0))))
         .bind(each(|end| Some(i64::from(end.lease_ms))))
+        .bind(each(|end| Some(end.time_ms.cast_signed())))
 }
 
 async fn upsert(tx: &mut PgConnection, batch: &Batch) -> Result<(), StoreError> {

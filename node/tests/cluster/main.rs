@@ -10,6 +10,7 @@
 
 mod fixture;
 mod mishaps;
+mod retries;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

@@ -55,7 +55,9 @@ pub fn up(layout: &Layout, progress: &Progress, options: &LocalOptions) -> Resul
 fn check_size(lab: &Lab, prefix: &str, what: &str, wanted: u16) -> Result<()> {
     let running = lab.count(prefix);
     if running != 0 && running != wanted {
-        bail!("local was begun with {running} {what}, and {wanted} are wanted: `cargo lab down` first");
+        bail!(
+            "local was begun with {running} {what}, and {wanted} are wanted: `cargo lab down` first"
+        );
     }
     Ok(())
 }
