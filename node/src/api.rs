@@ -25,6 +25,7 @@ mod classic;
 mod decode;
 mod dispatch;
 mod frames;
+mod idempotency;
 mod internal;
 mod level;
 mod long_query;

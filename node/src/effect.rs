@@ -1,8 +1,11 @@
 //! What a command does to keys: the content of the log and of the store. Pure data.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use kvcluster_crds::{Epoch, Incarnation, NodeId, Offset, SlotId};
 use serde::{Deserialize, Serialize};
+use xxhash_rust::xxh3::Xxh3;
 
 use crate::seeded::{self, Bug};
 
@@ -10,6 +13,8 @@ use crate::seeded::{self, Bug};
 pub const KEY_BYTES_MAX: usize = 2_048;
 /// Longest value, bytes. Above: refused with 413.
 pub const VALUE_BYTES_MAX: usize = 1_048_576;
+/// Longest idempotency key, bytes. Above: refused with 400.
+pub const IDEMPOTENCY_KEY_BYTES_MAX: usize = 128;
 
 /// One change of one key. Applying it needs no read, so every replica applies it alike.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,6 +50,57 @@ impl Effect {
     }
 }
 
+/// A client's name for a request, by which the request is known again when it is sent once more.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Idempotency {
+    /// 1 to [`IDEMPOTENCY_KEY_BYTES_MAX`] bytes.
+    pub key: Bytes,
+    /// What is asked for, see [`fingerprint`]: another request with the same key is a mistake.
+    pub fingerprint: u64,
+}
+
+/// What is asked for, as a number that stands in the log: `xxh3_64` of each effect's kind, its key and its value, both with
+/// their length in four bytes before them.
+pub fn fingerprint(effects: &[Effect]) -> u64 {
+    let mut hash = Xxh3::new();
+    for effect in effects {
+        let (kind, key, value) = match effect {
+            Effect::Put { key, value } => (1, key, Some(value)),
+            Effect::Delete { key } => (2, key, None),
+        };
+        hash.update(&[kind]);
+        for part in std::iter::once(key).chain(value) {
+            let length = u32::try_from(part.len()).expect("keys and values have limits");
+            hash.update(&length.to_be_bytes());
+            hash.update(part);
+        }
+    }
+    hash.digest()
+}
+
+/// What is remembered of a request with an idempotency key that took effect (table `dedup`). It is derived from the log like
+/// the keys' values, and belongs to every cut of a slot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DedupEntry {
+    /// The idempotency key. A copy: it must not hold a whole record in memory.
+    pub key: Arc<[u8]>,
+    /// What was asked for.
+    pub fingerprint: u64,
+    /// Offset of the record.
+    pub version: Offset,
+    /// Time of the record, milliseconds since 1970.
+    pub time_ms: u64,
+}
+
+/// A slot as it is stored: where a replica begins.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Loaded {
+    /// Where it stands.
+    pub position: SlotPosition,
+    /// What it remembers of requests, in order of their records.
+    pub dedup: Vec<DedupEntry>,
+}
+
 /// Where a replica of a slot stands in its log: what must be known to judge the next record. Stored with the state it
 /// belongs to, in the same transaction (table `slot_state`).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -70,6 +126,8 @@ pub struct SlotPosition {
     /// which holds everything before this offset. None once the log was applied up to there. Until then nothing may be
     /// read, and the replica may not lead. [`SlotPosition::NO_SNAPSHOT_YET`]: while a snapshot is being loaded.
     pub whole_at: Option<Offset>,
+    /// The slot's time: the latest that a valid command carried, milliseconds since 1970; 0 before the first.
+    pub time_ms: u64,
 }
 
 impl SlotPosition {
@@ -88,6 +146,7 @@ impl SlotPosition {
             released_to: None,
             lease_ms: 0,
             whole_at: None,
+            time_ms: 0,
         }
     }
 
@@ -136,6 +195,65 @@ pub struct Applied {
     pub offset: Offset,
     /// Its effects, in order; empty for records that change no key.
     pub effects: Vec<Effect>,
+    /// What is to be remembered of its request, when that had an idempotency key.
+    pub dedup: Option<DedupEntry>,
     /// The position after the record.
     pub position: SlotPosition,
+}
+
+impl Loaded {
+    /// A slot before the first record of its log.
+    pub fn start() -> Self {
+        Self {
+            position: SlotPosition::start(),
+            dedup: Vec::new(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn put(key: &'static str, value: &'static str) -> Effect {
+        Effect::Put {
+            key: key.into(),
+            value: value.into(),
+        }
+    }
+
+    /// A change here makes retries of a running cluster look like other requests.
+    #[test]
+    fn fingerprints_are_golden() {
+        let delete = Effect::Delete { key: "key".into() };
+        let golden = [
+            fingerprint(&[put("key", "value")]),
+            fingerprint(std::slice::from_ref(&delete)),
+            fingerprint(&[put("key", "value"), delete]),
+        ];
+        let expected = [
+            0xa953_46fd_52c5_4e2d,
+            0xda23_9e57_018f_9081,
+            0x7047_4053_cd6f_a53d,
+        ];
+        assert_eq!(golden, expected);
+    }
+
+    #[test]
+    fn whatever_differs_has_another_fingerprint() {
+        let delete = |key: &'static str| Effect::Delete { key: key.into() };
+        let all = [
+            vec![],
+            vec![put("a", "b")],
+            vec![put("ab", "")],
+            vec![put("", "ab")],
+            vec![delete("a")],
+            vec![delete("ab")],
+            vec![put("a", "b"), delete("a")],
+            vec![delete("a"), put("a", "b")],
+        ];
+        let numbers: std::collections::BTreeSet<u64> =
+            all.iter().map(|effects| fingerprint(effects)).collect();
+        assert_eq!(numbers.len(), all.len());
+    }
 }

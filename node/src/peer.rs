@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use axum::http::{HeaderName, Method, Request, Response};
+use axum::http::{HeaderName, HeaderValue, Method, Request, Response};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
@@ -78,12 +78,14 @@ impl Peers {
         Self { client }
     }
 
-    /// Sends a request to `address` (`host:port`) and waits for the head of the answer.
+    /// Sends a request to `address` (`host:port`), with one header more where there is one, and waits for the head of the
+    /// answer.
     pub async fn send(
         &self,
         address: &str,
         method: Method,
         path: &str,
+        header: Option<(HeaderName, HeaderValue)>,
         body: Bytes,
         deadline: Instant,
     ) -> Result<Response<Incoming>, PeerError> {
@@ -94,12 +96,13 @@ impl Peers {
         let left = deadline
             .saturating_duration_since(Instant::now())
             .as_millis();
-        let request = Request::builder()
+        let mut request = Request::builder()
             .method(method)
             .uri(format!("http://{address}{path}"))
             .header(TIME_LEFT, left.to_string())
             .body(Full::new(body))
             .map_err(|error| never_sent(error.to_string()))?;
+        request.headers_mut().extend(header);
         match tokio::time::timeout_at(deadline, self.client.request(request)).await {
             Ok(Ok(response)) => Ok(response),
             Ok(Err(error)) if error.is_connect() => Err(never_sent(chain(&error))),

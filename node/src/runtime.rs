@@ -46,6 +46,8 @@ const STORE_PAUSE: Duration = Duration::from_millis(500);
 const PRODUCER_CARE: Duration = Duration::from_millis(500);
 /// Time between two looks whether all releases are in the log.
 const RELEASE_LOOK: Duration = Duration::from_millis(10);
+/// Idempotency keys that a node remembers, at most, in all its slots: about 100 MiB.
+const DEDUP_ENTRIES_MAX: u32 = 524_288;
 /// Reading the log stops when so many times the allowed memory waits for PostgreSQL: followers cannot refuse writes.
 const MEMORY_HARD_FACTOR: u64 = 2;
 
@@ -392,7 +394,7 @@ impl Node {
         let mut follows = Vec::with_capacity(loaded.len());
         let replicas: Vec<_> = loaded
             .into_iter()
-            .map(|(slot, position)| {
+            .map(|(slot, loaded)| {
                 let settings = Settings {
                     slot,
                     node: self.args.node(),
@@ -400,9 +402,11 @@ impl Node {
                     log_id: self.args.log_id,
                     lease_ms: self.args.times.lease_ms,
                     reads_by_lease: self.args.reads == Reads::Lease,
+                    dedup_entries_max: (DEDUP_ENTRIES_MAX / self.args.slots) as usize,
                 };
                 let (records_in, records) = mpsc::channel(log::RECORDS_QUEUED_MAX);
                 let (fates_in, fates) = mpsc::unbounded_channel();
+                let position = &loaded.position;
                 let sink = Sink {
                     records: records_in,
                     fates: fates_in,
@@ -418,11 +422,11 @@ impl Node {
                     let queued = sink.records.try_send(behind);
                     queued.expect("the queue is new");
                 } else {
-                    follows.push(Follow::at(slot, &position, records_max, sink.clone()));
+                    follows.push(Follow::at(slot, position, records_max, sink.clone()));
                 }
                 let requests = self.registry.host(slot);
                 let replica = Replica {
-                    machine: SlotMachine::new(settings, position, clock::now_ns()),
+                    machine: SlotMachine::new(settings, loaded, clock::now_ns()),
                     registry: Arc::clone(&self.registry),
                     log: Arc::clone(log) as Arc<dyn Log>,
                     store: Arc::clone(&self.store) as Arc<dyn Store>,

@@ -50,6 +50,8 @@ pub enum Bug {
     ServesBeforeWhole,
     /// The log is trimmed by what is committed, though a crash of PostgreSQL may take it back.
     TrimsFlushed,
+    /// A new leader does not know the idempotency keys of its predecessors.
+    DedupForgotten,
 }
 
 /// Mistakes in the slot protocol.
@@ -85,6 +87,8 @@ pub const STORAGE: [Bug; 3] = [
     Bug::ServesBeforeWhole,
     Bug::TrimsFlushed,
 ];
+/// Mistakes in how a retried request is known again.
+pub const RETRIES: [Bug; 1] = [Bug::DedupForgotten];
 
 /// Names the mistake to the program that is built with them.
 pub const BUG_VARIABLE: &str = "KVCLUSTER_SEEDED_BUG";

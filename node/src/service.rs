@@ -8,7 +8,7 @@ use futures::future::BoxFuture;
 use kvcluster_crds::{LogId, NodeId, NodeStatus, Offset, SlotId};
 use tokio::time::Instant;
 
-use crate::effect::Effect;
+use crate::effect::{Effect, Idempotency};
 use crate::seeded::{self, Bug};
 
 /// Who serves a slot, as this node sees it now.
@@ -53,6 +53,12 @@ pub enum SlotError {
     Overloaded {
         /// The limit, in words with its number.
         what: String,
+    },
+    /// The idempotency key belongs to another request. Nothing happened.
+    #[error("the idempotency key was used in slot {slot} for another request")]
+    KeyReused {
+        /// The slot.
+        slot: SlotId,
     },
     /// The leader could not prove in time that it still leads, or the log takes no records. Nothing happened.
     #[error("the log of slot {slot} does not answer")]
@@ -148,11 +154,13 @@ pub trait Slots: Send + Sync + 'static {
     /// Waits until the place of `slot` is another than `seen`, or the deadline.
     fn place_changed(&self, slot: SlotId, seen: Place, deadline: Instant) -> BoxFuture<'_, Place>;
 
-    /// Writes one record with `effects` through this node as the leader; answers its offset once it is acknowledged.
+    /// Writes one record with `effects` through this node as the leader; answers its offset once it is acknowledged. When a
+    /// request with the same idempotency key took effect before, the offset of that one's record.
     fn write(
         &self,
         slot: SlotId,
         effects: Vec<Effect>,
+        idempotency: Option<Idempotency>,
         deadline: Instant,
     ) -> BoxFuture<'_, Result<Offset, SlotError>>;
 

@@ -13,6 +13,7 @@
 //! is the next offset, else it waits until the consumer has filled the gap).
 
 pub mod claiming;
+pub mod dedup;
 pub mod election;
 pub mod event;
 pub mod leading;
@@ -23,14 +24,15 @@ pub mod trim;
 use bytes::Bytes;
 use kvcluster_crds::{NodeId, Offset, SlotRole};
 
-use crate::effect::{Applied, Effect, SlotPosition};
+use crate::effect::{Applied, DedupEntry, Loaded, SlotPosition};
 use crate::log::codec::{Body, Entry, Record, checksum};
 use crate::seeded::{self, Bug};
 use crate::service::{ReadPermit, SlotError};
 use claiming::Candidate;
+use dedup::Dedup;
 use election::Hints;
-pub use event::{Behind, Input, Output, RequestId, Settings, Token, View};
-use leading::Leading;
+pub use event::{Behind, Input, Output, RequestId, Settings, Token, View, WriteRequest};
+use leading::{Known, Leading, ReadRequest};
 use protocol::{Verdict, judge};
 
 /// A replica that is this many records behind the log's end is not caught up, whatever it was before.
@@ -41,6 +43,7 @@ pub const LAG_RECORDS_MAX: i64 = 1_000;
 pub struct SlotMachine {
     settings: Settings,
     position: SlotPosition,
+    dedup: Dedup,
     /// Checksum that the record before `position.next_offset` must have; none when it was checked, or there is none.
     unverified: Option<u64>,
     frozen: Option<String>,
@@ -58,8 +61,12 @@ pub struct SlotMachine {
 }
 
 impl SlotMachine {
-    /// A replica that stands at `position`, loaded at `now_ns`. Its consumer must begin at [`SlotMachine::follow_from`].
-    pub fn new(settings: Settings, mut position: SlotPosition, now_ns: u64) -> Self {
+    /// A replica that stands where `loaded` says, loaded at `now_ns`. Its consumer must begin at [`SlotMachine::follow_from`].
+    pub fn new(settings: Settings, loaded: Loaded, now_ns: u64) -> Self {
+        let Loaded {
+            mut position,
+            dedup,
+        } = loaded;
         if seeded::on(Bug::ResumesOneLater) && position.checksum_before.take().is_some() {
             position.next_offset.0 += 1;
         }
@@ -67,6 +74,7 @@ impl SlotMachine {
             settings,
             unverified: position.checksum_before,
             position,
+            dedup: Dedup::load(dedup),
             frozen: None,
             caught_up: false,
             stopping: false,
@@ -123,19 +131,21 @@ impl SlotMachine {
             }
             Input::Delivered { token, offset } => self.delivered(token, offset, &mut out),
             Input::DeliveryUnknown { token } => self.delivery_unknown(token, &mut out),
-            Input::Write {
-                id,
-                effects,
-                deadline_ns,
-            } => {
-                self.write(now_ns, id, effects, deadline_ns, &mut out);
+            Input::Write(request) => self.write(now_ns, request, &mut out),
+            Input::Read { id, deadline_ns } => {
+                let repeat = None;
+                let read = ReadRequest {
+                    id,
+                    deadline_ns,
+                    repeat,
+                };
+                self.read(now_ns, read, &mut out);
             }
-            Input::Read { id, deadline_ns } => self.read(now_ns, id, deadline_ns, &mut out),
             Input::Hints(hints) => self.hints = hints,
             Input::Behind(Behind { reason, .. }) | Input::Freeze(reason) => {
                 self.freeze(reason, &mut out);
             }
-            Input::Restored(position) => self.restored(now_ns, position, &mut out),
+            Input::Restored(loaded) => self.restored(now_ns, loaded, &mut out),
             Input::Stop => self.stopping = true,
             Input::Tick => {
                 if let Some(leading) = &mut self.leading {
@@ -278,18 +288,16 @@ impl SlotMachine {
         } else {
             &mut self.records_ignored
         }) += 1;
-        let effects = match entry {
-            Entry::Ours(Record {
-                body: Body::Command { effects, .. },
-                ..
-            }) if valid => effects.clone(),
-            _ => Vec::new(),
+        let (effects, dedup) = match entry {
+            Entry::Ours(record) if valid => (record.effects(), self.remember(offset, record)),
+            Entry::Ours(_) | Entry::Foreign => (Vec::new(), None),
         };
         let position = self.position.clone();
         out.push(Output::Apply(Applied {
             slot: self.settings.slot,
             offset,
             effects,
+            dedup,
             position,
         }));
         if valid {
@@ -298,6 +306,21 @@ impl SlotMachine {
         if let Entry::Ours(record) = entry {
             self.after(now_ns, offset, record, valid, out);
         }
+    }
+
+    /// Brings what is remembered of requests up to a record that counts.
+    fn remember(&mut self, offset: Offset, record: &Record) -> Option<DedupEntry> {
+        let time_ms = self.position.time_ms;
+        self.dedup.pass_to(time_ms);
+        let idempotency = record.idempotency()?;
+        let entry = DedupEntry {
+            key: idempotency.key.as_ref().into(),
+            fingerprint: idempotency.fingerprint,
+            version: offset,
+            time_ms,
+        };
+        self.dedup.remember(&entry);
+        Some(entry)
     }
 
     fn after(
@@ -330,7 +353,10 @@ impl SlotMachine {
                     .as_mut()
                     .filter(|leading| leading.epoch == epoch);
                 match leading {
-                    Some(leading) if own && valid => leading.confirmed(*seq, offset, out),
+                    Some(leading) if own && valid => {
+                        let by_lease = self.settings.reads_by_lease;
+                        leading.confirmed(now_ns, by_lease, *seq, offset, out);
+                    }
                     Some(leading) if own => leading.ignored(*seq, out),
                     _ => {}
                 }
@@ -369,21 +395,20 @@ impl SlotMachine {
         }
     }
 
-    fn write(
-        &mut self,
-        now_ns: u64,
-        id: RequestId,
-        effects: Vec<Effect>,
-        deadline_ns: u64,
-        out: &mut Vec<Output>,
-    ) {
-        let slot = self.settings.slot;
+    fn write(&mut self, now_ns: u64, request: WriteRequest, out: &mut Vec<Output>) {
+        let (slot, id) = (self.settings.slot, request.id);
+        let known = Known {
+            now_ns,
+            by_lease: self.settings.reads_by_lease,
+            dedup: &self.dedup,
+            dedup_entries_max: self.settings.dedup_entries_max,
+        };
         let answer = match (&self.frozen, &mut self.leading) {
             (Some(reason), _) => Err(SlotError::Frozen {
                 slot,
                 reason: reason.clone(),
             }),
-            (None, Some(leading)) => leading.write(now_ns, id, deadline_ns, effects),
+            (None, Some(leading)) => leading.write(known, request, out),
             (None, None) => Err(SlotError::NotLeader { slot }),
         };
         if let Err(error) = answer {
@@ -394,19 +419,16 @@ impl SlotMachine {
         }
     }
 
-    fn read(&mut self, now_ns: u64, id: RequestId, deadline_ns: u64, out: &mut Vec<Output>) {
+    fn read(&mut self, now_ns: u64, read: ReadRequest, out: &mut Vec<Output>) {
         let slot = self.settings.slot;
         let by_lease = self.settings.reads_by_lease;
-        let answer = match (&self.frozen, &mut self.leading) {
-            (Some(reason), _) => Err(SlotError::Frozen {
-                slot,
-                reason: reason.clone(),
-            }),
-            (None, Some(leading)) => leading.read(now_ns, by_lease, id, deadline_ns),
-            (None, None) => Err(SlotError::NotLeader { slot }),
-        };
-        if let Some(answer) = answer.transpose() {
-            out.push(Output::ReadAnswer { id, answer });
+        match (&self.frozen, &mut self.leading) {
+            (Some(reason), _) => {
+                let reason = reason.clone();
+                out.push(read.answer(Err(SlotError::Frozen { slot, reason })));
+            }
+            (None, Some(leading)) => leading.read(now_ns, by_lease, read, out),
+            (None, None) => out.push(read.answer(Err(SlotError::NotLeader { slot }))),
         }
     }
 
@@ -423,22 +445,25 @@ impl SlotMachine {
     }
 
     /// Begins anew from a snapshot. The tokens go on: fates of records that were sent before may still come.
-    fn restored(&mut self, now_ns: u64, mut position: SlotPosition, out: &mut Vec<Output>) {
+    fn restored(&mut self, now_ns: u64, loaded: Option<Loaded>, out: &mut Vec<Output>) {
         if let Some(mut leading) = self.leading.take() {
             leading.step_down(out);
             // Nobody is left who could learn what became of it.
             leading.expire(u64::MAX, out);
         }
+        if let Some(loaded) = loaded {
+            self.position = loaded.position;
+            self.dedup = Dedup::load(loaded.dedup);
+        }
         if seeded::on(Bug::ServesBeforeWhole) {
-            position.whole_at = None;
+            self.position.whole_at = None;
         }
         self.candidate = None;
         self.vacant_since_ns = None;
         self.frozen = None;
         self.caught_up = false;
-        self.unverified = position.checksum_before;
+        self.unverified = self.position.checksum_before;
         self.leader_read_at_ns = now_ns;
-        self.position = position;
     }
 
     fn is_whole(&self) -> bool {

@@ -8,11 +8,11 @@ use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 use kvcluster_crds::{Offset, SlotId};
 
-use crate::effect::{Applied, SlotPosition, Versioned};
-use crate::store::snapshot::SnapshotError;
+use crate::effect::{Applied, Loaded, Versioned};
 
 pub mod batch;
 pub mod cache;
+mod dedup;
 mod export;
 mod flush;
 #[cfg(test)]
@@ -78,12 +78,12 @@ pub enum RestoreError {
     /// The own store does not take it.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// The stream is not as it should be.
-    #[error(transparent)]
-    Snapshot(#[from] SnapshotError),
-    /// The source gave no more.
+    /// The source gave nothing that helps; the old state is still there and loaded.
     #[error("the snapshot's source: {0}")]
     Source(String),
+    /// The source broke off, or gave something else, after a part of the snapshot had taken the place of the old state.
+    #[error("the snapshot is not whole yet: {0}")]
+    Broken(String),
 }
 
 /// A key and its value, from a scan.
@@ -100,11 +100,12 @@ pub struct Progress {
 
 /// The state of the slots of a node.
 pub trait Store: Send + Sync + 'static {
-    /// Loads the stored positions of `slots`, making what is missing; afterwards [`Store::apply`] takes their records.
+    /// Loads where `slots`, none of them loaded before, stand and what they remember of requests, making what is missing;
+    /// afterwards [`Store::apply`] takes their records.
     fn load<'a>(
         &'a self,
         slots: &'a [SlotId],
-    ) -> BoxFuture<'a, Result<Vec<(SlotId, SlotPosition)>, StoreError>>;
+    ) -> BoxFuture<'a, Result<Vec<(SlotId, Loaded)>, StoreError>>;
 
     /// Takes the effects of one valid or ignored record into memory. Called in order of offsets for each slot, never blocks;
     /// reads see it at once, the next flush writes it.
@@ -167,7 +168,7 @@ pub trait Snapshots: Send + Sync + 'static {
 
     /// Takes the stream of an export of what [`Snapshots::missing`] names. The state that was there goes
     /// when the first rows come. Afterwards [`Store::load`] answers the new position, `least` or later. After an error,
-    /// another stream goes on behind what was taken. The slot is not loaded from the call on.
+    /// another stream goes on behind what was taken. The slot is not loaded any more when the first rows were taken.
     fn restore<'a>(
         &'a self,
         slot: SlotId,

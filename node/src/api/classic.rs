@@ -16,6 +16,7 @@ use bytes::Bytes;
 
 use crate::api::Shared;
 use crate::api::decode::{Plus, percent_decode, value_parameter};
+use crate::api::idempotency::IdempotencyKey;
 use crate::api::level::{Level, Token};
 use crate::api::long_query::LongQuery;
 use crate::api::problem::{ErrorCode, Problem};
@@ -68,7 +69,7 @@ async fn put(shared: &Shared, request: &Parts) -> Result<Response, Problem> {
     }
     require_text(&value, "value")?;
     let value = value.into();
-    let token = write(shared, Effect::Put { key, value }).await?;
+    let token = write(shared, request, Effect::Put { key, value }).await?;
     Ok(with(token, text(StatusCode::OK, "PUT success")))
 }
 
@@ -89,14 +90,17 @@ async fn get(shared: &Shared, request: &Parts) -> Result<Response, Problem> {
 
 async fn delete(shared: &Shared, request: &Parts) -> Result<Response, Problem> {
     let key = key_of(request)?;
-    let token = write(shared, Effect::Delete { key }).await?;
+    let token = write(shared, request, Effect::Delete { key }).await?;
     Ok(with(token, text(StatusCode::OK, "DELETE success")))
 }
 
 /// Writes, and gives the token of the write's record.
-async fn write(shared: &Shared, effect: Effect) -> Result<Token, Problem> {
+async fn write(shared: &Shared, request: &Parts, effect: Effect) -> Result<Token, Problem> {
     let slot = shared.slot(effect.key());
-    let offset = shared.write(effect, shared.deadline()).await?;
+    let key = IdempotencyKey::of(&request.headers)?;
+    let offset = shared
+        .write(effect, key.as_ref(), shared.deadline())
+        .await?;
     Ok(shared.token(slot, offset))
 }
 

@@ -6,17 +6,19 @@
 //!    ▲       └─ Nobody ─────────────────┘            └─▶ nothing happened ──▶ wait for another place ──┐
 //!    └────────────────────────────────────────────────────────────────────────────────────────────────┘
 //! ```
-//! A write is tried again only when it certainly took no effect; a read whenever it got no answer.
+//! A write is tried again only when it certainly took no effect, or when its idempotency key lets the leader know it again; a
+//! read whenever it got no answer.
 
 use std::time::Duration;
 
-use axum::http::{Method, StatusCode};
+use axum::http::{HeaderName, HeaderValue, Method, StatusCode};
 use bytes::Bytes;
 use kvcluster_crds::slot::slot_of_key;
 use kvcluster_crds::{Offset, SlotId};
 use tokio::time::Instant;
 
 use crate::api::Shared;
+use crate::api::idempotency::IdempotencyKey;
 use crate::api::internal;
 use crate::api::level::{Level, Token};
 use crate::api::problem::{ErrorCode, Problem};
@@ -59,25 +61,37 @@ impl Shared {
     }
 
     /// Writes one effect at the leader of its slot.
-    pub(super) async fn write(&self, effect: Effect, deadline: Instant) -> Result<Offset, Problem> {
+    pub(super) async fn write(
+        &self,
+        effect: Effect,
+        key: Option<&IdempotencyKey>,
+        deadline: Instant,
+    ) -> Result<Offset, Problem> {
         let slot = self.slot(effect.key());
+        let mut unknown = None;
         loop {
             let place = self.slots.place(slot);
             let attempt = match &place {
-                Place::Here => self.write_here(slot, effect.clone(), deadline).await,
+                Place::Here => self.write_here(slot, effect.clone(), key, deadline).await,
                 Place::Node { address, .. } => {
-                    self.write_there(address, &place, slot, &effect, deadline)
+                    self.write_there(address, &place, slot, &effect, key, deadline)
                         .await
                 }
                 Place::Nobody => Err(Failure::Nothing(Problem::no_leader(slot))),
             };
-            match attempt {
+            let problem = match attempt {
                 Ok(offset) => return Ok(offset),
-                Err(Failure::Final(problem)) => return Err(problem),
-                Err(Failure::Nothing(problem)) => {
-                    self.look_again(slot, place, problem, deadline).await?;
+                // The next leader knows what became of it.
+                Err(Failure::Final(problem))
+                    if key.is_some() && problem.code == ErrorCode::OutcomeUnknown =>
+                {
+                    unknown.insert(problem).clone()
                 }
-            }
+                Err(Failure::Final(problem)) => return Err(in_all(unknown, problem)),
+                Err(Failure::Nothing(problem)) => problem,
+            };
+            let looked = self.look_again(slot, place, problem, deadline).await;
+            looked.map_err(|problem| in_all(unknown.take(), problem))?;
         }
     }
 
@@ -178,9 +192,12 @@ impl Shared {
         &self,
         slot: SlotId,
         effect: Effect,
+        key: Option<&IdempotencyKey>,
         deadline: Instant,
     ) -> Result<Offset, Failure> {
-        let written = self.slots.write(slot, vec![effect], deadline).await;
+        let effects = vec![effect];
+        let idempotency = key.map(|key| key.with(&effects));
+        let written = self.slots.write(slot, effects, idempotency, deadline).await;
         written.map_err(|error| Failure::from(Problem::from(error)))
     }
 
@@ -210,15 +227,21 @@ impl Shared {
         place: &Place,
         slot: SlotId,
         effect: &Effect,
+        key: Option<&IdempotencyKey>,
         deadline: Instant,
     ) -> Result<Offset, Failure> {
         let path = internal::write_path(slot);
-        let asked = self.ask(address, &path, internal::encode_effect(effect), deadline);
+        let body = internal::encode_effect(effect);
+        let header = key.map(IdempotencyKey::header);
+        let asked = self.ask(address, &path, header, body, deadline);
         let patience = async {
             self.slots
                 .place_changed(slot, place.clone(), deadline)
                 .await;
-            tokio::time::sleep(Duration::from_millis(AFTER_CHANGE_MS)).await;
+            // With a key the next leader can be asked at once.
+            if key.is_none() {
+                tokio::time::sleep(Duration::from_millis(AFTER_CHANGE_MS)).await;
+            }
         };
         let answer = tokio::select! {
             answer = asked => answer,
@@ -255,7 +278,7 @@ impl Shared {
         let path = internal::read_path(slot);
         let nothing = |why: String| Failure::Nothing(Problem::new(ErrorCode::NoLeader, why));
         let answer = tokio::select! {
-            answer = self.ask(address, &path, key.clone(), deadline) => answer,
+            answer = self.ask(address, &path, None, key.clone(), deadline) => answer,
             _ = self.slots.place_changed(slot, place.clone(), deadline) => {
                 return Err(nothing(format!("slot {slot} changed its leader")));
             }
@@ -277,12 +300,13 @@ impl Shared {
         &self,
         address: &str,
         path: &str,
+        header: Option<(HeaderName, HeaderValue)>,
         body: Bytes,
         deadline: Instant,
     ) -> Result<(StatusCode, Bytes), PeerError> {
         let response = self
             .peers
-            .send(address, Method::POST, path, body, deadline)
+            .send(address, Method::POST, path, header, body, deadline)
             .await?;
         let status = response.status();
         let body = Peers::body(address, response, ANSWER_BYTES_MAX, deadline).await?;
@@ -323,6 +347,7 @@ impl From<Problem> for Failure {
             | ErrorCode::BadRequest
             | ErrorCode::KeyTooLong
             | ErrorCode::ValueTooLong
+            | ErrorCode::IdempotencyKeyReused
             | ErrorCode::UnknownPath
             | ErrorCode::MethodNotAllowed
             | ErrorCode::Overloaded
@@ -334,6 +359,13 @@ impl From<Problem> for Failure {
             | ErrorCode::OutcomeUnknown => Self::Final(problem),
         }
     }
+}
+
+/// What is to be said of all attempts together, when the last one ended with `problem`: an earlier one whose fate is not known
+/// may have taken effect, or may still. Only a key that belongs to another request rules that out.
+fn in_all(unknown: Option<Problem>, problem: Problem) -> Problem {
+    let decided = problem.code == ErrorCode::IdempotencyKeyReused;
+    unknown.filter(|_| !decided).unwrap_or(problem)
 }
 
 /// The time is over; nothing was written.

@@ -1,6 +1,8 @@
 //! Requests between nodes, on the REST port: writes, reads and scans of one slot at its leader. They never forward again: a
 //! node that does not lead answers `not_leader`, effect none.
 //!
+//! A write's idempotency key goes along in the header it came in.
+//!
 //! | route | body | answer |
 //! |---|---|---|
 //! | `POST /internal/v1/slots/{slot}/write` | kind (1 put, 2 delete), length of the key (4 bytes, big-endian), key, value | offset (8 bytes) |
@@ -26,6 +28,7 @@ use tokio::time::Instant;
 use crate::api::Shared;
 use crate::api::dispatch::{Failure, REQUEST_SECONDS, too_late};
 use crate::api::frames;
+use crate::api::idempotency::IdempotencyKey;
 use crate::api::problem::{ErrorCode, Problem};
 use crate::effect::{Effect, KEY_BYTES_MAX, VALUE_BYTES_MAX, Versioned};
 use crate::peer::TIME_LEFT;
@@ -126,13 +129,14 @@ async fn write(
     request: Request,
 ) -> Result<Response, Problem> {
     let deadline = deadline(request.headers());
+    let key = IdempotencyKey::of(request.headers())?;
     let body = body(request, deadline).await?;
     let effect = decode_effect(body)
         .ok_or_else(|| Problem::new(ErrorCode::BadRequest, "the body is no put or delete"))?;
     let slot = SlotId(slot);
     check_slot(&shared, slot, effect.key())?;
     let offset = shared
-        .write_here(slot, effect, deadline)
+        .write_here(slot, effect, key.as_ref(), deadline)
         .await
         .map_err(Failure::into_problem)?;
     Ok(Bytes::copy_from_slice(&offset.0.to_be_bytes()).into_response())

@@ -28,6 +28,8 @@ pub enum ErrorCode {
     KeyTooLong,
     /// Longer than [`VALUE_BYTES_MAX`].
     ValueTooLong,
+    /// The idempotency key was used for another request.
+    IdempotencyKeyReused,
     /// No such path.
     UnknownPath,
     /// The path knows other methods.
@@ -93,6 +95,7 @@ impl ErrorCode {
             | Self::BadRequest
             | Self::KeyTooLong
             | Self::ValueTooLong
+            | Self::IdempotencyKeyReused
             | Self::UnknownPath
             | Self::MethodNotAllowed
             | Self::SlotFrozen => false,
@@ -117,6 +120,7 @@ impl ErrorCode {
                 StatusCode::BAD_REQUEST
             }
             Self::KeyTooLong | Self::ValueTooLong => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::IdempotencyKeyReused => StatusCode::UNPROCESSABLE_ENTITY,
             Self::UnknownPath => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::Overloaded => StatusCode::TOO_MANY_REQUESTS,
@@ -139,6 +143,7 @@ impl ErrorCode {
             Self::BadRequest => "Malformed request",
             Self::KeyTooLong => "The key is too long",
             Self::ValueTooLong => "The value is too long",
+            Self::IdempotencyKeyReused => "The idempotency key was used for another request",
             Self::UnknownPath => "No such path",
             Self::MethodNotAllowed => "Method not allowed",
             Self::Overloaded => "A limit is reached",
@@ -234,6 +239,7 @@ impl From<SlotError> for Problem {
             SlotError::NotLeader { .. } | SlotError::Lost { .. } => ErrorCode::NotLeader,
             SlotError::Unknown { .. } => ErrorCode::OutcomeUnknown,
             SlotError::Overloaded { .. } => ErrorCode::Overloaded,
+            SlotError::KeyReused { .. } => ErrorCode::IdempotencyKeyReused,
             SlotError::LogUnavailable { .. } => ErrorCode::LogUnavailable,
             SlotError::Frozen { .. } => ErrorCode::SlotFrozen,
         };
@@ -287,13 +293,14 @@ impl IntoResponse for Problem {
 mod tests {
     use super::*;
 
-    const ALL: [ErrorCode; 16] = [
+    const ALL: [ErrorCode; 17] = [
         ErrorCode::EmptyKey,
         ErrorCode::BadEncoding,
         ErrorCode::NotText,
         ErrorCode::BadRequest,
         ErrorCode::KeyTooLong,
         ErrorCode::ValueTooLong,
+        ErrorCode::IdempotencyKeyReused,
         ErrorCode::UnknownPath,
         ErrorCode::MethodNotAllowed,
         ErrorCode::Overloaded,

@@ -179,7 +179,7 @@ impl Shared {
         let path = internal::scan_path(slot);
         let response = self
             .peers
-            .send(address, Method::POST, &path, Bytes::new(), deadline)
+            .send(address, Method::POST, &path, None, Bytes::new(), deadline)
             .await;
         let response = response.map_err(|error| nothing(error.to_string()))?;
         if response.status() != StatusCode::OK {

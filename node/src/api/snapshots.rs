@@ -62,7 +62,14 @@ pub async fn ask_snapshot(
 ) -> Result<BoxStream<'static, Result<Bytes, String>>, String> {
     let path = SNAPSHOT_ROUTE.replace("{slot}", &wanted.slot.to_string());
     let response = peers
-        .send(address, Method::POST, &path, wanted.encode(), deadline)
+        .send(
+            address,
+            Method::POST,
+            &path,
+            None,
+            wanted.encode(),
+            deadline,
+        )
         .await
         .map_err(|error| error.to_string())?;
     if response.status() != StatusCode::OK {
@@ -82,7 +89,14 @@ pub async fn ask_status(
     deadline: Instant,
 ) -> Result<NodeStatus, String> {
     let response = peers
-        .send(address, Method::POST, STATUS_ROUTE, Bytes::new(), deadline)
+        .send(
+            address,
+            Method::POST,
+            STATUS_ROUTE,
+            None,
+            Bytes::new(),
+            deadline,
+        )
         .await
         .map_err(|error| error.to_string())?;
     let body = Peers::body(address, response, STATUS_BYTES_MAX, deadline)

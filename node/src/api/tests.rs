@@ -19,6 +19,7 @@ mod classic;
 mod cluster;
 mod fake;
 mod levels;
+mod retries;
 mod wire;
 
 use fake::FakeSlots;

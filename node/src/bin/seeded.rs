@@ -9,7 +9,8 @@ fn main() -> anyhow::Result<()> {
     let mut known = seeded::ALL
         .into_iter()
         .chain(seeded::EDGES)
-        .chain(seeded::STORAGE);
+        .chain(seeded::STORAGE)
+        .chain(seeded::RETRIES);
     let Some(bug) = known.find(|bug| format!("{bug:?}") == name) else {
         bail!("{BUG_VARIABLE}: there is no mistake {name:?}");
     };

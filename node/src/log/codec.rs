@@ -3,6 +3,10 @@
 //! ```text
 //! magic "KVLR" | format u8 | checksum u64 | kind u8 | log id u64 | fields of the kind
 //! ```
+//! A command's fields: epoch u64 | incarnation u64 | seq u64 | time u64 | length of the idempotency key u8, and when it is not
+//! 0 the key and the fingerprint u64 | number of effects u32 | the effects. An effect: kind u8 | length u32, key | for a put
+//! length u32, value.
+//!
 //! Numbers are big-endian. The checksum is `xxh3_64` of everything after it, seeded with the format, so that damage
 //! anywhere is seen. What does not begin with the magic is some other program's record: skipped by every replica alike.
 //! What begins with it and cannot be read stops every replica at the same place.
@@ -11,7 +15,9 @@ use bytes::{BufMut, Bytes, BytesMut};
 use kvcluster_crds::{Epoch, Incarnation, LogId, NodeId, Offset};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
-use crate::effect::{Effect, KEY_BYTES_MAX, VALUE_BYTES_MAX};
+use crate::effect::{
+    Effect, IDEMPOTENCY_KEY_BYTES_MAX, Idempotency, KEY_BYTES_MAX, VALUE_BYTES_MAX,
+};
 
 /// Newest format of records that this program reads and writes.
 pub const FORMAT: u8 = 1;
@@ -62,6 +68,10 @@ pub enum Body {
         incarnation: Incarnation,
         /// Counts the leader's records of the epoch, from 1; the claim is 0.
         seq: u64,
+        /// The leader's wall clock or the slot's time before, whichever is later: milliseconds since 1970.
+        time_ms: u64,
+        /// What the request is known again by, when its client wanted that.
+        idempotency: Option<Idempotency>,
         /// The changes, in order.
         effects: Vec<Effect>,
     },
@@ -133,6 +143,22 @@ impl Entry {
 }
 
 impl Record {
+    /// The changes that it makes if it counts; none when it is no command.
+    pub fn effects(&self) -> Vec<Effect> {
+        match &self.body {
+            Body::Command { effects, .. } => effects.clone(),
+            Body::Claim { .. } | Body::Renew { .. } | Body::Release { .. } => Vec::new(),
+        }
+    }
+
+    /// What its request is known again by.
+    pub fn idempotency(&self) -> Option<&Idempotency> {
+        match &self.body {
+            Body::Command { idempotency, .. } => idempotency.as_ref(),
+            Body::Claim { .. } | Body::Renew { .. } | Body::Release { .. } => None,
+        }
+    }
+
     /// The bytes of the record.
     pub fn encode(&self) -> Bytes {
         let mut bytes = BytesMut::with_capacity(HEADER_BYTES + self.body.bytes_estimate());
@@ -199,9 +225,13 @@ impl Record {
                 epoch,
                 incarnation,
                 seq,
+                time_ms,
+                idempotency,
                 effects,
             } => {
                 put_place(bytes, *epoch, *incarnation, *seq);
+                bytes.put_u64(*time_ms);
+                put_idempotency(bytes, idempotency.as_ref());
                 put_effects(bytes, effects);
             }
             Body::Renew {
@@ -244,11 +274,17 @@ impl Body {
     }
 
     fn bytes_estimate(&self) -> usize {
-        const FIXED: usize = 48;
+        const FIXED: usize = 64;
         const EACH: usize = 8;
         match self {
-            Self::Command { effects, .. } => {
+            Self::Command {
+                effects,
+                idempotency,
+                ..
+            } => {
+                let named = idempotency.as_ref();
                 FIXED
+                    + named.map_or(0, |idempotency| idempotency.key.len() + EACH)
                     + effects
                         .iter()
                         .map(|effect| effect.bytes() + EACH)
@@ -263,6 +299,15 @@ fn put_place(bytes: &mut BytesMut, epoch: Epoch, incarnation: Incarnation, seq: 
     bytes.put_u64(epoch.0);
     bytes.put_u64(incarnation.0);
     bytes.put_u64(seq);
+}
+
+fn put_idempotency(bytes: &mut BytesMut, idempotency: Option<&Idempotency>) {
+    let Some(Idempotency { key, fingerprint }) = idempotency else {
+        return bytes.put_u8(0);
+    };
+    bytes.put_u8(u8::try_from(key.len()).expect("an idempotency key has a limit"));
+    bytes.put_slice(key);
+    bytes.put_u64(*fingerprint);
 }
 
 fn put_effects(bytes: &mut BytesMut, effects: &[Effect]) {
@@ -315,6 +360,10 @@ impl Reader<'_> {
         if length > limit {
             return Err(DecodeError::Malformed(too_long));
         }
+        self.bytes(length)
+    }
+
+    fn bytes(&mut self, length: usize) -> Result<Bytes, DecodeError> {
         if length > self.bytes.len() - self.place {
             return Err(DecodeError::Truncated);
         }
@@ -340,6 +389,8 @@ impl Reader<'_> {
                 epoch,
                 incarnation,
                 seq: self.u64()?,
+                time_ms: self.u64()?,
+                idempotency: self.idempotency()?,
                 effects: self.effects()?,
             },
             KIND_RENEW => Body::Renew {
@@ -364,6 +415,21 @@ impl Reader<'_> {
             offset if offset >= 0 => Ok(Some(Offset(offset))),
             _ => Err(DecodeError::Malformed("an offset is below zero")),
         }
+    }
+
+    fn idempotency(&mut self) -> Result<Option<Idempotency>, DecodeError> {
+        let length = usize::from(self.u8()?);
+        if length == 0 {
+            return Ok(None);
+        }
+        if length > IDEMPOTENCY_KEY_BYTES_MAX {
+            return Err(DecodeError::Malformed(
+                "an idempotency key is longer than the limit",
+            ));
+        }
+        let key = self.bytes(length)?;
+        let fingerprint = self.u64()?;
+        Ok(Some(Idempotency { key, fingerprint }))
     }
 
     fn effects(&mut self) -> Result<Vec<Effect>, DecodeError> {

@@ -26,6 +26,19 @@ fn samples() -> Vec<Record> {
             epoch,
             incarnation,
             seq: 7,
+            time_ms: 0x0102_0304_0506_0708,
+            idempotency: None,
+            effects: effects.clone(),
+        },
+        Body::Command {
+            epoch,
+            incarnation,
+            seq: 10,
+            time_ms: 11,
+            idempotency: Some(Idempotency {
+                key: Bytes::from_static(b"request"),
+                fingerprint: 0xf0f1_f2f3_f4f5_f6f7,
+            }),
             effects,
         },
         Body::Renew {
@@ -64,9 +77,10 @@ fn golden_bytes() {
     assert_eq!(written, GOLDEN);
 }
 
-const GOLDEN: [&str; 4] = [
+const GOLDEN: [&str; 5] = [
     "4b564c52018d291a982215b4ed0111223344556677880000000000000003aabbccddeeff001100000002ffffffffffffffff00000258",
-    "4b564c5201aa98f69fcd202add0211223344556677880000000000000003aabbccddeeff001100000000000000070000000201000000036b65790000000576616c75650200000004676f6e65",
+    "4b564c52019a8f2819412e71ef0211223344556677880000000000000003aabbccddeeff001100000000000000070102030405060708000000000201000000036b65790000000576616c75650200000004676f6e65",
+    "4b564c5201aebcd58b12f1fdbd0211223344556677880000000000000003aabbccddeeff0011000000000000000a000000000000000b0772657175657374f0f1f2f3f4f5f6f70000000201000000036b65790000000576616c75650200000004676f6e65",
     "4b564c5201fd5da02918cc3b000311223344556677880000000000000003aabbccddeeff00110000000000000008",
     "4b564c52019a6f6cda77e9f92d0411223344556677880000000000000003aabbccddeeff0011000000000000000900000001",
 ];
@@ -118,7 +132,7 @@ fn sealed(body: &[u8]) -> Bytes {
 
 fn command_with(effects: &[u8]) -> Bytes {
     let mut body = vec![KIND_COMMAND];
-    body.extend_from_slice(&[0; 32]);
+    body.extend_from_slice(&[0; 41]);
     body.extend_from_slice(effects);
     sealed(&body)
 }
@@ -148,6 +162,16 @@ fn what_cannot_be_is_refused_and_allocates_nothing() {
     assert!(matches!(put(0, 1), Err(DecodeError::Malformed(_))));
     let many = command_with(&[0xff, 0xff, 0xff, 0xff, EFFECT_PUT]);
     assert_eq!(Record::decode(&many), Err(DecodeError::Truncated));
+    let named = |length: u8| {
+        let mut body = vec![KIND_COMMAND];
+        body.extend_from_slice(&[0; 40]);
+        body.push(length);
+        body.resize(body.len() + usize::from(length), b'i');
+        body.extend_from_slice(&[0; 12]);
+        Record::decode(&sealed(&body))
+    };
+    assert!(named(128).is_ok(), "the limit itself is allowed");
+    assert!(matches!(named(129), Err(DecodeError::Malformed(_))));
     let kind = sealed(&[99; 40]);
     assert!(matches!(
         Record::decode(&kind),
@@ -187,6 +211,11 @@ fn the_largest_put_fits_into_the_largest_record() {
         epoch,
         incarnation,
         seq: 1,
+        time_ms: u64::MAX,
+        idempotency: Some(Idempotency {
+            key: vec![b'i'; IDEMPOTENCY_KEY_BYTES_MAX].into(),
+            fingerprint: u64::MAX,
+        }),
         effects: vec![effect],
     };
     let bytes = Record {
@@ -203,6 +232,14 @@ fn any_effect() -> impl Strategy<Value = Effect> {
         (bytes(1, 40), bytes(0, 200)).prop_map(|(key, value)| Effect::Put { key, value }),
         bytes(1, 40).prop_map(|key| Effect::Delete { key }),
     ]
+}
+
+fn any_idempotency() -> impl Strategy<Value = Idempotency> {
+    let key = prop::collection::vec(any::<u8>(), 1..=IDEMPOTENCY_KEY_BYTES_MAX);
+    (key, any::<u64>()).prop_map(|(key, fingerprint)| Idempotency {
+        key: key.into(),
+        fingerprint,
+    })
 }
 
 fn any_record() -> impl Strategy<Value = Record> {
@@ -226,14 +263,20 @@ fn any_record() -> impl Strategy<Value = Record> {
         (
             author.clone(),
             any::<u64>(),
+            any::<u64>(),
+            prop::option::of(any_idempotency()),
             prop::collection::vec(any_effect(), 0..8)
         )
-            .prop_map(|((epoch, incarnation), seq, effects)| Body::Command {
-                epoch,
-                incarnation,
-                seq,
-                effects
-            }),
+            .prop_map(
+                |((epoch, incarnation), seq, time_ms, idempotency, effects)| Body::Command {
+                    epoch,
+                    incarnation,
+                    seq,
+                    time_ms,
+                    idempotency,
+                    effects
+                }
+            ),
         (author.clone(), any::<u64>()).prop_map(|((epoch, incarnation), seq)| Body::Renew {
             epoch,
             incarnation,

@@ -14,9 +14,9 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout_at};
 
 use super::clock;
-use super::replica::Request;
+use super::replica::{Request, Written};
 use crate::assignment::Known;
-use crate::effect::Effect;
+use crate::effect::{Effect, Idempotency};
 use crate::heartbeat::{Peers, SlotSet};
 use crate::service::{Place, ReadPermit, SlotError, Slots};
 use crate::slot::View;
@@ -296,6 +296,27 @@ impl Registry {
         })
     }
 
+    async fn write_once(
+        &self,
+        slot: SlotId,
+        effects: Vec<Effect>,
+        idempotency: Option<Idempotency>,
+        deadline: Instant,
+    ) -> Result<Written, SlotError> {
+        let (answer, answered) = oneshot::channel();
+        let deadline_ns = clock::at_ns(deadline);
+        self.send(
+            slot,
+            Request::Write {
+                effects,
+                idempotency,
+                deadline_ns,
+                answer,
+            },
+        )?;
+        answered.await.unwrap_or(Err(SlotError::Unknown { slot }))
+    }
+
     fn slot_status(&self, slot: SlotId, view: View) -> SlotStatus {
         let progress = self.config.store.progress(slot);
         SlotStatus {
@@ -354,6 +375,7 @@ impl Slots for Registry {
         &self,
         slot: SlotId,
         effects: Vec<Effect>,
+        idempotency: Option<Idempotency>,
         deadline: Instant,
     ) -> BoxFuture<'_, Result<Offset, SlotError>> {
         async move {
@@ -362,17 +384,29 @@ impl Slots for Registry {
                 let what = format!("{most} bytes of writes wait for PostgreSQL, the most allowed");
                 return Err(SlotError::Overloaded { what });
             }
-            let (answer, answered) = oneshot::channel();
-            let deadline_ns = clock::at_ns(deadline);
-            self.send(
-                slot,
-                Request::Write {
-                    effects,
-                    deadline_ns,
-                    answer,
-                },
-            )?;
-            answered.await.unwrap_or(Err(SlotError::Unknown { slot }))
+            if idempotency.is_none() {
+                return match self.write_once(slot, effects, None, deadline).await? {
+                    Written::Now(offset) => Ok(offset),
+                    Written::Before { .. } => unreachable!("it repeats nothing without a key"),
+                };
+            }
+            loop {
+                let written = self.write_once(slot, effects.clone(), idempotency.clone(), deadline);
+                match written.await? {
+                    Written::Now(offset) => return Ok(offset),
+                    Written::Before {
+                        version,
+                        is_same,
+                        permit,
+                    } if permit.confirm(clock::now_ns()) => {
+                        return is_same
+                            .then_some(version)
+                            .ok_or(SlotError::KeyReused { slot });
+                    }
+                    Written::Before { .. } if Instant::now() < deadline => {}
+                    Written::Before { .. } => return Err(SlotError::LogUnavailable { slot }),
+                }
+            }
         }
         .boxed()
     }

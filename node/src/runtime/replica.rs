@@ -14,11 +14,11 @@ use tracing::{error, info, warn};
 use super::clock;
 use super::registry::Registry;
 use super::restore::Restorer;
-use crate::effect::{Effect, SlotPosition};
+use crate::effect::{Effect, Idempotency, Loaded};
 use crate::log::{Follow, Log, Sink};
 use crate::service::{ReadPermit, SlotError};
 use crate::slot::election::Hints;
-use crate::slot::{Behind, Input, Output, RequestId, SlotMachine};
+use crate::slot::{Behind, Input, Output, RequestId, SlotMachine, WriteRequest};
 use crate::store::Store;
 
 /// Time between two looks at clocks and hints: short against a lease and the stagger of claims.
@@ -31,12 +31,26 @@ const INPUTS_AT_ONCE: usize = 256;
 pub(super) enum Request {
     Write {
         effects: Vec<Effect>,
+        idempotency: Option<Idempotency>,
         deadline_ns: u64,
-        answer: oneshot::Sender<Result<Offset, SlotError>>,
+        answer: oneshot::Sender<Result<Written, SlotError>>,
     },
     Read {
         deadline_ns: u64,
         answer: oneshot::Sender<Result<ReadPermit, SlotError>>,
+    },
+}
+
+/// What became of a write.
+#[derive(Debug)]
+pub(super) enum Written {
+    /// Its record counts.
+    Now(Offset),
+    /// A request with its idempotency key took effect before; to be said once the permit is confirmed.
+    Before {
+        version: Offset,
+        is_same: bool,
+        permit: ReadPermit,
     },
 }
 
@@ -69,10 +83,10 @@ struct Running {
     /// Whether others have not seen yet what changed.
     news: bool,
     last_id: RequestId,
-    writes: HashMap<RequestId, oneshot::Sender<Result<Offset, SlotError>>>,
+    writes: HashMap<RequestId, oneshot::Sender<Result<Written, SlotError>>>,
     reads: HashMap<RequestId, oneshot::Sender<Result<ReadPermit, SlotError>>>,
-    /// While the state is replaced by a snapshot; gives the new position, or none when the log is to be read after all.
-    restoring: Option<BoxFuture<'static, Option<SlotPosition>>>,
+    /// While the state is replaced by a snapshot; gives the new one, or none when the log is to be read after all.
+    restoring: Option<BoxFuture<'static, Option<Loaded>>>,
 }
 
 impl Replica {
@@ -148,15 +162,18 @@ impl Running {
         match request {
             Request::Write {
                 effects,
+                idempotency,
                 deadline_ns,
                 answer,
             } => {
                 self.writes.insert(id, answer);
-                self.step(Input::Write {
+                self.step(Input::Write(WriteRequest {
                     id,
                     effects,
+                    idempotency,
+                    wall_ms: clock::wall_ms(),
                     deadline_ns,
-                });
+                }));
             }
             Request::Read {
                 deadline_ns,
@@ -184,7 +201,7 @@ impl Running {
     }
 
     /// Never, while nothing is being restored.
-    async fn restored(&mut self) -> Option<SlotPosition> {
+    async fn restored(&mut self) -> Option<Loaded> {
         match &mut self.restoring {
             Some(restoring) => restoring.await,
             None => std::future::pending().await,
@@ -192,16 +209,16 @@ impl Running {
     }
 
     /// Goes on from a snapshot, or from where the replica stood if there is none.
-    fn follow_anew(&mut self, restored: Option<SlotPosition>) {
+    fn follow_anew(&mut self, restored: Option<Loaded>) {
         self.restoring = None;
         let records_max = if restored.is_none() {
             i64::MAX
         } else {
             self.replica.records_max
         };
-        let position = restored.unwrap_or_else(|| self.replica.machine.position().clone());
-        let follow = Follow::at(self.slot, &position, records_max, self.replica.sink.clone());
-        self.step(Input::Restored(position));
+        self.step(Input::Restored(restored));
+        let position = self.replica.machine.position();
+        let follow = Follow::at(self.slot, position, records_max, self.replica.sink.clone());
         self.replica.log.follow(vec![follow]);
     }
 
@@ -217,7 +234,20 @@ impl Running {
                 }
                 // A client that has gone away does not wait for its answer.
                 Output::WriteAnswer { id, answer } => {
-                    let _ = self.writes.remove(&id).map(|waiting| waiting.send(answer));
+                    self.answer_write(id, answer.map(Written::Now));
+                }
+                Output::Repeat {
+                    id,
+                    version,
+                    is_same,
+                    permit,
+                } => {
+                    let before = Written::Before {
+                        version,
+                        is_same,
+                        permit,
+                    };
+                    self.answer_write(id, Ok(before));
                 }
                 Output::ReadAnswer { id, answer } => {
                     let _ = self.reads.remove(&id).map(|waiting| waiting.send(answer));
@@ -236,6 +266,10 @@ impl Running {
                 }
             }
         }
+    }
+
+    fn answer_write(&mut self, id: RequestId, answer: Result<Written, SlotError>) {
+        let _ = self.writes.remove(&id).map(|waiting| waiting.send(answer));
     }
 
     fn publish(&self) {

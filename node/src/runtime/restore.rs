@@ -10,7 +10,7 @@ use tracing::{info, warn};
 
 use super::registry::Registry;
 use crate::api::{Wanted, ask_snapshot};
-use crate::effect::SlotPosition;
+use crate::effect::Loaded;
 use crate::peer::Peers;
 use crate::slot::Behind;
 use crate::store::{Missing, RestoreError, Snapshots, Store, StoreError};
@@ -46,17 +46,18 @@ impl Restorer {
         }
     }
 
-    /// Tries until the slot is restored; its new position. None when no node has what helps, and the log does as well.
-    pub(super) async fn restore(&self, slot: SlotId, behind: &Behind) -> Option<SlotPosition> {
+    /// Tries until the slot is restored; its new state. None when no node has what helps, and the log does as well: then the
+    /// old state is still there.
+    pub(super) async fn restore(&self, slot: SlotId, behind: &Behind) -> Option<Loaded> {
         let _turn = self.turns.acquire().await.ok()?;
         let mut can_replay = behind.can_replay;
         loop {
             for (node, address) in self.sources(slot) {
                 match self.restore_from(slot, behind, &address).await {
-                    Ok(position) => {
-                        let at = position.next_offset;
-                        info!(%slot, %node, %at, whole_at = ?position.whole_at, "restored from a snapshot");
-                        return Some(position);
+                    Ok(loaded) => {
+                        let at = &loaded.position;
+                        info!(%slot, %node, at = %at.next_offset, whole_at = ?at.whole_at, "restored from a snapshot");
+                        return Some(loaded);
                     }
                     Err(RestoreError::Source(reason)) => {
                         info!(%slot, %node, reason, "no snapshot");
@@ -79,7 +80,7 @@ impl Restorer {
         slot: SlotId,
         behind: &Behind,
         address: &str,
-    ) -> Result<SlotPosition, RestoreError> {
+    ) -> Result<Loaded, RestoreError> {
         let Missing { after, least } = self.snapshots.missing(slot, behind.least).await?;
         let wanted = Wanted {
             slot,
@@ -93,9 +94,9 @@ impl Restorer {
         self.snapshots.restore(slot, behind.least, stream).await?;
         let loaded = self.store.load(&[slot]).await?;
         info!(%slot, took_ms = begun.elapsed().as_millis(), "a snapshot was loaded");
-        let position = loaded.into_iter().next().map(|(_, position)| position);
+        let loaded = loaded.into_iter().next().map(|(_, loaded)| loaded);
         let missing = || StoreError::Schema(format!("slot {slot} has no row in slot_state"));
-        Ok(position.ok_or_else(missing)?)
+        Ok(loaded.ok_or_else(missing)?)
     }
 
     /// The other nodes with a replica: who serves the slot first, who does not need to catch up.

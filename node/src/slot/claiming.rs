@@ -2,6 +2,7 @@
 
 use kvcluster_crds::{Epoch, Offset};
 
+use super::dedup::Dedup;
 use super::election::{CLAIM_STAGGER_NS, Myself, Vacancy, rank, successor, vacancy};
 use super::leading::Leading;
 use super::lease::{MS, spread};
@@ -42,7 +43,12 @@ impl SlotMachine {
         if seeded::on(Bug::LeaseFromReading) {
             sent_at_ns = now_ns;
         }
-        self.leading = Some(Leading::begin(&self.settings, epoch, sent_at_ns, now_ns));
+        if seeded::on(Bug::DedupForgotten) {
+            self.dedup = Dedup::default();
+        }
+        let time_ms = self.position.time_ms;
+        let leading = Leading::begin(&self.settings, epoch, sent_at_ns, now_ns, time_ms);
+        self.leading = Some(leading);
     }
 
     /// The candidate stays: another claim of the epoch may be on its way, and the lease runs from the first one.

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use kvcluster_crds::{Epoch, Incarnation, LogId, NodeId, Offset, SlotId, SlotRole};
 
 use super::election::Hints;
-use crate::effect::{Applied, Effect, SlotPosition};
+use crate::effect::{Applied, Effect, Idempotency, Loaded};
 use crate::service::{ReadPermit, SlotError};
 
 /// What never changes in the life of a machine.
@@ -22,6 +22,8 @@ pub struct Settings {
     pub lease_ms: u32,
     /// Whether reads may trust the lease; if not, each group of them waits for a record.
     pub reads_by_lease: bool,
+    /// Most idempotency keys that are remembered: above, writes with a new one are refused.
+    pub dedup_entries_max: usize,
 }
 
 /// Names a record that was handed to the log, within a machine.
@@ -30,6 +32,21 @@ pub struct Token(pub u64);
 
 /// Names a read or write of a client, within a machine; chosen by the caller.
 pub type RequestId = u64;
+
+/// A client's write.
+#[derive(Clone, Debug)]
+pub struct WriteRequest {
+    /// Answered by [`Output::WriteAnswer`] or [`Output::Repeat`].
+    pub id: RequestId,
+    /// The changes.
+    pub effects: Vec<Effect>,
+    /// What it is known again by.
+    pub idempotency: Option<Idempotency>,
+    /// The wall clock, milliseconds since 1970. Nothing but the age of what is remembered depends on it.
+    pub wall_ms: u64,
+    /// Answered by then.
+    pub deadline_ns: u64,
+}
 
 /// What happens to a replica.
 #[derive(Clone, Debug)]
@@ -58,14 +75,7 @@ pub enum Input {
         token: Token,
     },
     /// A client writes.
-    Write {
-        /// Answered by [`Output::WriteAnswer`].
-        id: RequestId,
-        /// The changes.
-        effects: Vec<Effect>,
-        /// Answered by then.
-        deadline_ns: u64,
-    },
+    Write(WriteRequest),
     /// A client reads.
     Read {
         /// Answered by [`Output::ReadAnswer`].
@@ -80,10 +90,11 @@ pub enum Input {
     Behind(Behind),
     /// The log cannot be followed from where this replica stands.
     Freeze(String),
-    /// The state was replaced by a snapshot that was cut here; the consumer begins anew at [`SlotMachine::follow_from`].
+    /// The state was replaced by a snapshot; none: it is as it was, and the log is read after all. The consumer begins anew at
+    /// [`SlotMachine::follow_from`].
     ///
     /// [`SlotMachine::follow_from`]: super::SlotMachine::follow_from
-    Restored(SlotPosition),
+    Restored(Option<Loaded>),
     /// The node stops: give leadership away and take none.
     Stop,
     /// Time passed.
@@ -119,6 +130,17 @@ pub enum Output {
         id: RequestId,
         /// The offset of its record, or why there is none.
         answer: Result<Offset, SlotError>,
+    },
+    /// Answer a write by an earlier request with its idempotency key.
+    Repeat {
+        /// Which.
+        id: RequestId,
+        /// Offset of the earlier request's record.
+        version: Offset,
+        /// Whether that asked for the same; else the key was used for two things, and the write is refused.
+        is_same: bool,
+        /// Leave to say so.
+        permit: ReadPermit,
     },
     /// Answer a read.
     ReadAnswer {

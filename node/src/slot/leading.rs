@@ -8,18 +8,28 @@
 //! ```
 //! One batch of records is in flight at a time: what arrives meanwhile is sent together when the batch is judged. A batch
 //! proves leadership to the reads that arrived before it was sent.
+//!
+//! A write whose idempotency key is known gets no record: it waits for the fate of the one that is on its way, and is then a
+//! linearizable read of what is remembered.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
+use bytes::Bytes;
 use kvcluster_crds::{Epoch, Incarnation, LogId, NodeId, Offset, SlotId};
 
+use super::dedup::Dedup;
+use super::event::{Output, RequestId, Settings, Token, WriteRequest};
 use super::lease::{MS, lease_end, renew_from};
-use super::{Output, RequestId, Settings, Token};
-use crate::effect::Effect;
+use crate::effect::{Effect, Idempotency};
 use crate::log::codec::{Body, Entry, RECORD_BYTES_MAX, Record, checksum};
 use crate::seeded::{self, Bug};
 use crate::service::{LeaseClock, ReadPermit, SlotError, Tenure};
+pub(super) use waiting::ReadRequest;
+use waiting::{InFlight, Joined, Repeat, Staged};
+
+mod ending;
+mod waiting;
 
 /// Most records of a batch: enough for every connection of a busy node to have one.
 pub const BATCH_RECORDS_MAX: usize = 1_024;
@@ -33,8 +43,10 @@ pub const STAGED_BYTES_MAX: usize = 16 << 20;
 pub const READS_WAITING_MAX: usize = 16_384;
 /// A batch that is in flight for longer says that the log takes no records: new writes are refused, nanoseconds.
 pub const STALLED_AFTER_NS: u64 = 1_000 * MS;
+/// Most retries that wait for the fate of one record: many times as often as a client sends a request within its deadline.
+pub const JOINED_MAX: usize = 64;
 /// Bytes of a command beside its keys and values, at most, and of each effect.
-const COMMAND_BYTES: usize = 64;
+const COMMAND_BYTES: usize = 256;
 const EFFECT_BYTES: usize = 9;
 
 /// The state of a leader in one epoch.
@@ -54,8 +66,21 @@ pub(super) struct Leading {
     in_flight: VecDeque<InFlight>,
     staged: VecDeque<Staged>,
     staged_bytes: usize,
+    /// Idempotency keys of what is staged and in flight.
+    unjudged: BTreeSet<Bytes>,
+    /// The newest time that a record of the slot has, or gets when it is sent.
+    time_ms: u64,
     reads: Vec<ReadRequest>,
     read_since_sent: bool,
+}
+
+/// What a write has to know of the rest of the machine.
+#[derive(Clone, Copy)]
+pub(super) struct Known<'a> {
+    pub(super) now_ns: u64,
+    pub(super) by_lease: bool,
+    pub(super) dedup: &'a Dedup,
+    pub(super) dedup_entries_max: usize,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,35 +95,15 @@ enum Duty {
     SteppedDown,
 }
 
-#[derive(Clone, Debug)]
-struct InFlight {
-    token: Token,
-    seq: u64,
-    sent_at_ns: u64,
-    entry: Entry,
-    checksum: u64,
-    acknowledged: Option<Offset>,
-    write: Option<(RequestId, u64)>,
-    reads: Vec<ReadRequest>,
-}
-
-#[derive(Clone, Debug)]
-struct Staged {
-    id: RequestId,
-    deadline_ns: u64,
-    effects: Vec<Effect>,
-    bytes: usize,
-}
-
-#[derive(Clone, Debug)]
-struct ReadRequest {
-    id: RequestId,
-    deadline_ns: u64,
-}
-
 impl Leading {
-    /// A leader whose claim was sent at `sent_at_ns` and is valid now.
-    pub(super) fn begin(settings: &Settings, epoch: Epoch, sent_at_ns: u64, now_ns: u64) -> Self {
+    /// A leader whose claim was sent at `sent_at_ns` and is valid now; the slot's time is `time_ms`.
+    pub(super) fn begin(
+        settings: &Settings,
+        epoch: Epoch,
+        sent_at_ns: u64,
+        now_ns: u64,
+        time_ms: u64,
+    ) -> Self {
         let lease_end_ns = lease_end(sent_at_ns, settings.lease_ms);
         let clock = Arc::new(LeaseClock::default());
         clock.set(lease_end_ns);
@@ -117,6 +122,8 @@ impl Leading {
             in_flight: VecDeque::new(),
             staged: VecDeque::new(),
             staged_bytes: 0,
+            unjudged: BTreeSet::new(),
+            time_ms,
             reads: Vec::new(),
             read_since_sent: false,
         }
@@ -134,19 +141,45 @@ impl Leading {
 
     pub(super) fn write(
         &mut self,
-        now_ns: u64,
-        id: RequestId,
-        deadline_ns: u64,
-        effects: Vec<Effect>,
+        known: Known<'_>,
+        request: WriteRequest,
+        out: &mut Vec<Output>,
     ) -> Result<(), SlotError> {
         let slot = self.slot;
         if !self.serves() {
             return Err(SlotError::NotLeader { slot });
         }
+        let time_ms = self.time_ms.max(request.wall_ms);
+        if let Some(idempotency) = &request.idempotency {
+            if let Some(earlier) = known.dedup.find(&idempotency.key) {
+                let repeat = Repeat {
+                    version: earlier.version,
+                    is_same: earlier.is_same(idempotency),
+                };
+                self.read(known.now_ns, known.by_lease, request.repeating(repeat), out);
+                return Ok(());
+            }
+            if self.unjudged.contains(&idempotency.key) {
+                return self.join(&request, idempotency);
+            }
+            let most = known.dedup_entries_max;
+            if known.dedup.count_at(time_ms) + self.unjudged.len() >= most {
+                let what = format!(
+                    "slot {slot} remembers {most} idempotency keys, the most allowed; each is forgotten after 10 minutes"
+                );
+                return Err(SlotError::Overloaded { what });
+            }
+        }
+        self.stage(known.now_ns, time_ms, request)
+    }
+
+    fn stage(&mut self, now_ns: u64, time_ms: u64, request: WriteRequest) -> Result<(), SlotError> {
+        let slot = self.slot;
         let stalled = |front: &InFlight| front.sent_at_ns + STALLED_AFTER_NS < now_ns;
         if self.in_flight.front().is_some_and(stalled) {
             return Err(SlotError::LogUnavailable { slot });
         }
+        let effects = &request.effects;
         let bytes = effects.iter().map(Effect::bytes).sum::<usize>();
         if COMMAND_BYTES + effects.len() * EFFECT_BYTES + bytes > RECORD_BYTES_MAX {
             let what = format!("a command may have {RECORD_BYTES_MAX} bytes");
@@ -158,47 +191,87 @@ impl Leading {
             );
             return Err(SlotError::Overloaded { what });
         }
+        self.time_ms = time_ms;
         self.staged_bytes += bytes;
+        if let Some(idempotency) = &request.idempotency {
+            self.unjudged.insert(idempotency.key.clone());
+        }
         self.staged.push_back(Staged {
-            id,
-            deadline_ns,
-            effects,
+            id: request.id,
+            deadline_ns: request.deadline_ns,
+            effects: request.effects,
+            idempotency: request.idempotency,
+            time_ms,
             bytes,
+            joined: Vec::new(),
         });
         Ok(())
     }
 
-    /// A permit at once, or none when the read has to wait for a record.
+    /// Lets a retry wait for the fate of the record that has its key.
+    fn join(&mut self, request: &WriteRequest, wanted: &Idempotency) -> Result<(), SlotError> {
+        let key = &wanted.key;
+        let sent = self.in_flight.iter_mut();
+        let sent = sent.filter_map(|sent| {
+            let found = sent.idempotency().filter(|known| known.key == key)?;
+            let is_same = found.fingerprint == wanted.fingerprint;
+            Some((is_same, &mut sent.joined))
+        });
+        let staged = self.staged.iter_mut().filter_map(|staged| {
+            let found = staged.idempotency.as_ref();
+            let found = found.filter(|known| known.key == key)?;
+            let is_same = found.fingerprint == wanted.fingerprint;
+            Some((is_same, &mut staged.joined))
+        });
+        let (is_same, joined) = sent
+            .chain(staged)
+            .next()
+            .expect("a key is unjudged while its record is staged or in flight");
+        if joined.len() >= JOINED_MAX {
+            let what = format!("{JOINED_MAX} requests with this idempotency key are waiting");
+            return Err(SlotError::Overloaded { what });
+        }
+        joined.push(Joined {
+            id: request.id,
+            deadline_ns: request.deadline_ns,
+            is_same,
+        });
+        Ok(())
+    }
+
+    /// Answers a read with a permit, or lets it wait for a record.
     pub(super) fn read(
         &mut self,
         now_ns: u64,
         by_lease: bool,
-        id: RequestId,
-        deadline_ns: u64,
-    ) -> Result<Option<ReadPermit>, SlotError> {
+        read: ReadRequest,
+        out: &mut Vec<Output>,
+    ) {
         let mut may_read = self.serves();
         if seeded::on(Bug::ServesWhileReleasing) {
             may_read |= matches!(self.duty, Duty::Releases { .. });
         }
         if !may_read {
-            return Err(SlotError::NotLeader { slot: self.slot });
+            out.push(read.answer(Err(SlotError::NotLeader { slot: self.slot })));
+            return;
         }
         self.read_since_sent = true;
         if by_lease && self.clock.holds(now_ns) {
-            return Ok(Some(ReadPermit::Lease(Arc::clone(&self.clock))));
+            out.push(read.answer(Ok(ReadPermit::Lease(Arc::clone(&self.clock)))));
+            return;
         }
         if seeded::on(Bug::RecordServesLaterReads)
             && let Some(sent) = self.in_flight.front_mut()
         {
-            sent.reads.push(ReadRequest { id, deadline_ns });
-            return Ok(None);
+            sent.reads.push(read);
+            return;
         }
         if self.reads.len() >= READS_WAITING_MAX {
             let what = format!("slot {} has {READS_WAITING_MAX} reads waiting", self.slot);
-            return Err(SlotError::Overloaded { what });
+            out.push(read.answer(Err(SlotError::Overloaded { what })));
+            return;
         }
-        self.reads.push(ReadRequest { id, deadline_ns });
-        Ok(None)
+        self.reads.push(read);
     }
 
     /// Sends the next batch, when there is something to send and nothing is in flight.
@@ -220,15 +293,15 @@ impl Leading {
                 epoch,
                 incarnation,
                 seq,
+                time_ms: write.time_ms,
+                idempotency: write.idempotency,
                 effects: write.effects,
             };
-            self.send(
-                now_ns,
-                body,
-                Some((write.id, write.deadline_ns)),
-                tokens,
-                out,
-            );
+            let waits = Some((write.id, write.deadline_ns));
+            self.send(now_ns, body, waits, tokens, out);
+            if let Some(sent) = self.in_flight.back_mut() {
+                sent.joined = write.joined;
+            }
         }
         self.pump_rest(now_ns, tokens, out);
         let reads = std::mem::take(&mut self.reads);
@@ -302,6 +375,7 @@ impl Leading {
             checksum: checksum(&bytes),
             acknowledged: None,
             write,
+            joined: Vec::new(),
             reads: Vec::new(),
         });
         self.next_seq += 1;
@@ -329,26 +403,36 @@ impl Leading {
     }
 
     /// Record `seq` stands in the log at `offset` and is valid.
-    pub(super) fn confirmed(&mut self, seq: u64, offset: Offset, out: &mut Vec<Output>) {
+    pub(super) fn confirmed(
+        &mut self,
+        now_ns: u64,
+        by_lease: bool,
+        seq: u64,
+        offset: Offset,
+        out: &mut Vec<Output>,
+    ) {
         let Some(sent) = self.in_flight.pop_front_if(|sent| sent.seq == seq) else {
             return;
         };
+        if let Some(idempotency) = sent.idempotency() {
+            self.unjudged.remove(&idempotency.key);
+        }
         if let Some((id, _)) = sent.write {
             out.push(Output::WriteAnswer {
                 id,
                 answer: Ok(offset),
             });
         }
-        for ReadRequest { id, .. } in sent.reads {
-            out.push(Output::ReadAnswer {
-                id,
-                answer: Ok(ReadPermit::Record(Arc::clone(&self.tenure))),
-            });
+        for read in sent.reads {
+            out.push(read.answer(Ok(ReadPermit::Record(Arc::clone(&self.tenure)))));
         }
         if self.serves() {
             let end_ns = lease_end(sent.sent_at_ns, self.lease_ms);
             self.lease_end_ns = self.lease_end_ns.max(end_ns);
             self.clock.set(self.lease_end_ns);
+        }
+        for joined in sent.joined {
+            self.read(now_ns, by_lease, joined.repeating(offset), out);
         }
     }
 
@@ -360,21 +444,6 @@ impl Leading {
         }
     }
 
-    /// Stops serving for good, because an outcome is not known. What is in flight stays undecided.
-    pub(super) fn step_down(&mut self, out: &mut Vec<Output>) {
-        self.stop_reads(out);
-        self.duty = Duty::SteppedDown;
-        let slot = self.slot;
-        self.staged_bytes = 0;
-        for write in self.staged.drain(..) {
-            let answer = Err(SlotError::NotLeader { slot });
-            out.push(Output::WriteAnswer {
-                id: write.id,
-                answer,
-            });
-        }
-    }
-
     /// Stops serving, sends what is staged and then the release.
     pub(super) fn release(&mut self, to: NodeId, out: &mut Vec<Output>) {
         if self.serves() {
@@ -382,82 +451,6 @@ impl Leading {
                 self.stop_reads(out);
             }
             self.duty = Duty::Releases { to, sent: false };
-        }
-    }
-
-    /// Another epoch began before what is in flight: none of it will ever count.
-    pub(super) fn lost(mut self, out: &mut Vec<Output>) {
-        self.tenure.end();
-        self.step_down(out);
-        let slot = self.slot;
-        for sent in self.in_flight {
-            if let Some((id, _)) = sent.write {
-                out.push(Output::WriteAnswer {
-                    id,
-                    answer: Err(SlotError::Lost { slot }),
-                });
-            }
-        }
-    }
-
-    /// Answers what has waited for longer than its deadline.
-    pub(super) fn expire(&mut self, now_ns: u64, out: &mut Vec<Output>) {
-        let slot = self.slot;
-        let mut late = Vec::new();
-        for sent in &mut self.in_flight {
-            if let Some((id, _)) = sent
-                .write
-                .take_if(|(_, deadline_ns)| *deadline_ns <= now_ns)
-            {
-                out.push(Output::WriteAnswer {
-                    id,
-                    answer: Err(SlotError::Unknown { slot }),
-                });
-            }
-            late.extend(sent.reads.extract_if(.., |read| read.deadline_ns <= now_ns));
-        }
-        late.extend(self.reads.extract_if(.., |read| read.deadline_ns <= now_ns));
-        for read in late {
-            let answer = Err(SlotError::LogUnavailable { slot });
-            out.push(Output::ReadAnswer {
-                id: read.id,
-                answer,
-            });
-        }
-        let bytes = &mut self.staged_bytes;
-        self.staged.retain(|write| {
-            let waits = write.deadline_ns > now_ns;
-            if !waits {
-                *bytes -= write.bytes;
-                let answer = Err(SlotError::LogUnavailable { slot });
-                out.push(Output::WriteAnswer {
-                    id: write.id,
-                    answer,
-                });
-            }
-            waits
-        });
-    }
-
-    /// Answers all that is in flight as if none of it could ever count.
-    pub(super) fn take_as_none(&mut self, out: &mut Vec<Output>) {
-        let slot = self.slot;
-        for (id, _) in self
-            .in_flight
-            .iter_mut()
-            .filter_map(|sent| sent.write.take())
-        {
-            let answer = Err(SlotError::Lost { slot });
-            out.push(Output::WriteAnswer { id, answer });
-        }
-    }
-
-    /// Answers a record's write by its acknowledgement alone.
-    pub(super) fn take_as_done(&mut self, token: Token, offset: Offset, out: &mut Vec<Output>) {
-        let sent = self.in_flight.iter_mut().find(|sent| sent.token == token);
-        if let Some((id, _)) = sent.and_then(|sent| sent.write.take()) {
-            let answer = Ok(offset);
-            out.push(Output::WriteAnswer { id, answer });
         }
     }
 
@@ -474,21 +467,5 @@ impl Leading {
             }
         }
         (self.clock, self.tenure) = (clock, tenure);
-    }
-
-    fn stop_reads(&mut self, out: &mut Vec<Output>) {
-        self.clock.set(0);
-        let slot = self.slot;
-        let sent = self
-            .in_flight
-            .iter_mut()
-            .flat_map(|sent| sent.reads.drain(..));
-        for read in sent.chain(self.reads.drain(..)) {
-            let answer = Err(SlotError::NotLeader { slot });
-            out.push(Output::ReadAnswer {
-                id: read.id,
-                answer,
-            });
-        }
     }
 }

@@ -82,9 +82,11 @@ pub fn judge(
             epoch,
             incarnation,
             seq,
+            time_ms,
             ..
-        }
-        | Body::Renew {
+        } => judge_next(position, offset, epoch, incarnation, seq)
+            .map(|()| position.time_ms = position.time_ms.max(time_ms)),
+        Body::Renew {
             epoch,
             incarnation,
             seq,

@@ -46,6 +46,8 @@ impl Bench {
             epoch: Epoch(epoch),
             incarnation,
             seq,
+            time_ms: seq * 100,
+            idempotency: None,
             effects,
         })
     }
@@ -68,6 +70,28 @@ impl Bench {
             to: NodeId(to),
         })
     }
+}
+
+#[test]
+fn the_slots_time_is_the_latest_that_counted() {
+    let mut log = Bench::new();
+    assert_eq!(log.claim(1, 1, None), Verdict::Valid);
+    assert_eq!(log.position.time_ms, 0);
+    assert_eq!(log.command(1, 1, 1), Verdict::Valid);
+    assert_eq!(log.command(1, 1, 9), ignored(Ignored::Sequence));
+    assert_eq!(
+        log.position.time_ms, 100,
+        "what does not count is not looked at"
+    );
+    assert_eq!(log.command(1, 1, 2), Verdict::Valid);
+    assert_eq!(log.position.time_ms, 200);
+    let last = log.position.last_leader_offset;
+    assert_eq!(log.claim(2, 2, last.map(|offset| offset.0)), Verdict::Valid);
+    assert_eq!(log.command(2, 2, 1), Verdict::Valid);
+    assert_eq!(
+        log.position.time_ms, 200,
+        "a leader's clock that is behind moves nothing back"
+    );
 }
 
 fn ignored(reason: Ignored) -> Verdict {
@@ -179,6 +203,8 @@ fn any_body() -> impl Strategy<Value = Body> {
             epoch: Epoch(epoch),
             incarnation: Incarnation(u64::from(node)),
             seq,
+            time_ms: 7,
+            idempotency: None,
             effects: vec![],
         }),
         (small(), 0..5_u64, 0..3_u32).prop_map(|((epoch, node), seq, to)| Body::Release {

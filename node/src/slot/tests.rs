@@ -7,9 +7,13 @@ use super::election::{CLAIM_STAGGER_NS, NAMED_AFTER_NS, PeerHint};
 use super::leading::{BATCH_RECORDS_MAX, READS_WAITING_MAX, STAGED_RECORDS_MAX, STALLED_AFTER_NS};
 use super::lease::MS;
 use super::*;
+use crate::effect::Effect;
 use crate::service::ReadPermit;
 
+mod repeats;
+
 const LEASE_MS: u32 = 600;
+const DEDUP_MAX: usize = 10;
 const LOG: LogId = LogId(7);
 const ME: NodeId = NodeId(0);
 const MY_PROCESS: Incarnation = Incarnation(100);
@@ -24,6 +28,8 @@ struct Bench {
     sent: Vec<(Token, Bytes)>,
     writes: Vec<(RequestId, Result<Offset, SlotError>)>,
     reads: Vec<(RequestId, Result<ReadPermit, SlotError>)>,
+    /// Offset and sameness of the earlier request, and leave to say so.
+    repeats: Vec<(RequestId, (Offset, bool), ReadPermit)>,
     applied: Vec<Applied>,
     place: Option<NodeId>,
     frozen: Option<String>,
@@ -39,14 +45,18 @@ impl Bench {
             log_id: LOG,
             lease_ms: LEASE_MS,
             reads_by_lease: true,
+            dedup_entries_max: DEDUP_MAX,
         };
+        let dedup = Vec::new();
+        let loaded = Loaded { position, dedup };
         Self {
-            machine: SlotMachine::new(settings, position, START),
+            machine: SlotMachine::new(settings, loaded, START),
             now: START,
             log: Vec::new(),
             sent: Vec::new(),
             writes: Vec::new(),
             reads: Vec::new(),
+            repeats: Vec::new(),
             applied: Vec::new(),
             place: None,
             frozen: None,
@@ -90,6 +100,12 @@ impl Bench {
                 Output::Apply(applied) => self.applied.push(applied),
                 Output::WriteAnswer { id, answer } => self.writes.push((id, answer)),
                 Output::ReadAnswer { id, answer } => self.reads.push((id, answer)),
+                Output::Repeat {
+                    id,
+                    version,
+                    is_same,
+                    permit,
+                } => self.repeats.push((id, (version, is_same), permit)),
                 Output::Place(place) => self.place = place,
                 Output::Frozen(reason) => self.frozen = Some(reason),
             }
@@ -108,11 +124,13 @@ impl Bench {
             key: Bytes::from_static(b"k"),
         }];
         let deadline_ns = self.now + 5_000 * MS;
-        self.step(Input::Write {
+        self.step(Input::Write(WriteRequest {
             id,
             effects,
+            idempotency: None,
+            wall_ms: 0,
             deadline_ns,
-        });
+        }));
         id
     }
 
@@ -375,6 +393,8 @@ fn an_own_record_that_the_log_put_out_of_order_ends_the_epoch() {
         epoch,
         incarnation,
         seq,
+        time_ms,
+        idempotency,
         effects,
     } = Record::decode(&second_bytes).expect("decodes").body
     else {
@@ -384,6 +404,8 @@ fn an_own_record_that_the_log_put_out_of_order_ends_the_epoch() {
         epoch,
         incarnation,
         seq: seq + 1,
+        time_ms,
+        idempotency,
         effects,
     };
     let offset = bench.append(

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use kvcluster_crds::{Offset, SlotId};
 
-use crate::effect::SlotPosition;
+use crate::effect::{DedupEntry, SlotPosition};
 use crate::store::overlay::{Entry, Segment, SlotOverlay, merge};
 
 /// Memory that one flush takes out of the overlays, bytes: keeps a transaction, its bind message and the WAL burst small
@@ -26,6 +26,8 @@ pub struct SlotStep {
     pub end: SlotPosition,
     /// Newest effect per key.
     pub entries: BTreeMap<Bytes, Entry>,
+    /// What is remembered of requests, in order of records.
+    pub dedup: Vec<DedupEntry>,
 }
 
 /// One flush.
@@ -64,6 +66,10 @@ impl Batch {
                 expected,
                 end,
                 entries: merge(&taken),
+                dedup: taken
+                    .iter()
+                    .flat_map(|segment| segment.dedup.iter().cloned())
+                    .collect(),
             });
         }
         all
@@ -135,6 +141,7 @@ mod tests {
                 slot: SlotId(0),
                 offset,
                 effects: vec![effect],
+                dedup: None,
                 position: SlotPosition {
                     next_offset: offset.next(),
                     ..SlotPosition::start()
@@ -165,6 +172,44 @@ mod tests {
         assert_eq!(batch.steps[0].expected, Offset(0));
         assert_eq!(batch.steps[0].end.next_offset, Offset(5));
         assert_eq!((batch.rows(), batch.bytes()), (3, 5));
+    }
+
+    #[test]
+    fn what_is_remembered_goes_with_its_record_and_is_not_coalesced() {
+        let entry = |version| DedupEntry {
+            key: b"request".as_slice().into(),
+            fingerprint: 1,
+            version: Offset(version),
+            time_ms: 5,
+        };
+        let mut overlay = SlotOverlay::new(SlotPosition::start());
+        let apply = |overlay: &mut SlotOverlay, version: i64| {
+            overlay.apply(&Applied {
+                slot: SlotId(0),
+                offset: Offset(version),
+                effects: vec![Effect::Delete { key: "k".into() }],
+                dedup: Some(entry(version)),
+                position: SlotPosition {
+                    next_offset: Offset(version + 1),
+                    ..SlotPosition::start()
+                },
+            });
+        };
+        apply(&mut overlay, 0);
+        let bytes = overlay.bytes();
+        apply(&mut overlay, 1);
+        assert!(overlay.bytes() > bytes, "it takes memory");
+        let mut batch = Batch::default();
+        batch.take(SlotId(0), &mut overlay, false);
+        assert_eq!(batch.steps[0].dedup, [entry(0), entry(1)]);
+        apply(&mut overlay, 2);
+        overlay.mark_flushed(Offset(2));
+        let mut batch = Batch::default();
+        batch.take(SlotId(0), &mut overlay, false);
+        assert_eq!(batch.steps[0].dedup, [entry(2)]);
+        overlay.mark_flushed(Offset(3));
+        overlay.mark_durable(Offset(3), |_, _| {});
+        assert_eq!(overlay.bytes(), 0);
     }
 
     #[test]

@@ -24,7 +24,7 @@ const READER_SECONDS: u64 = 30;
 const BEGIN_SECONDS: u64 = 5;
 /// Longest export of one slot, seconds; `sql::ALLOW_LONG_SCAN` says the same to PostgreSQL.
 const EXPORT_SECONDS: u64 = 600;
-/// The key among the columns that are copied.
+/// The key among the columns of `kv` that are copied.
 const KEY_FIELD: usize = 1;
 
 /// An empty piece says that the stream is whole.
@@ -98,9 +98,29 @@ async fn copy(
     sender: &mpsc::Sender<Piece>,
 ) -> Result<(), StoreError> {
     send(sender, &Block::Head(Head::new(cut.of_snapshot()))).await?;
+    if after.is_empty() {
+        let statement = sql::copy_dedup_out(slot.0);
+        let dedup = |gathered: Gathered| Block::Dedup(gathered.tuples.freeze());
+        copy_table(connection, &statement, dedup, sender).await?;
+    }
     let statement = sql::copy_out(slot.0, after);
+    let rows = copy_table(connection, &statement, Gathered::rows, sender).await?;
+    sqlx::raw_sql(sql::END_SCAN)
+        .execute(connection)
+        .await
+        .map_err(unavailable)?;
+    send(sender, &Block::End { rows }).await
+}
+
+/// Sends the rows of one statement; how many they were.
+async fn copy_table(
+    connection: &mut PgConnection,
+    statement: &str,
+    block: fn(Gathered) -> Block,
+    sender: &mpsc::Sender<Piece>,
+) -> Result<u64, StoreError> {
     let mut copied = connection
-        .copy_out_raw(&statement)
+        .copy_out_raw(statement)
         .await
         .map_err(unavailable)?;
     let mut tuples = Tuples::default();
@@ -112,22 +132,17 @@ async fn copy(
             rows += 1;
             gathered.add(&row, key);
             if gathered.tuples.len() >= BLOCK_BYTES {
-                send(sender, &gathered.take()).await?;
+                send(sender, &block(std::mem::take(&mut gathered))).await?;
             }
         }
     }
-    drop(copied);
     if !tuples.has_ended() {
         return Err(StoreError::Unavailable("the copy broke off".to_owned()));
     }
-    sqlx::raw_sql(sql::END_SCAN)
-        .execute(connection)
-        .await
-        .map_err(unavailable)?;
     if gathered.count > 0 {
-        send(sender, &gathered.take()).await?;
+        send(sender, &block(gathered)).await?;
     }
-    send(sender, &Block::End { rows }).await
+    Ok(rows)
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "for map_err")]
@@ -150,16 +165,11 @@ impl Gathered {
         self.tuples.extend_from_slice(row);
     }
 
-    fn take(&mut self) -> Block {
-        let Self {
-            count,
-            last_key,
-            tuples,
-        } = std::mem::take(self);
+    fn rows(self) -> Block {
         Block::Rows(Rows {
-            count,
-            last_key,
-            tuples: tuples.freeze(),
+            count: self.count,
+            last_key: self.last_key,
+            tuples: self.tuples.freeze(),
         })
     }
 }

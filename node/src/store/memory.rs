@@ -10,7 +10,7 @@ use futures::stream::BoxStream;
 use futures::{FutureExt, StreamExt, stream};
 use kvcluster_crds::{Offset, SlotId};
 
-use crate::effect::{Applied, Effect, SlotPosition, Versioned};
+use crate::effect::{Applied, Effect, Loaded, Versioned};
 use crate::store::{
     ExportError, Missing, Progress, RestoreError, Row, Snapshots, Store, StoreError,
 };
@@ -39,12 +39,9 @@ impl Store for MemoryStore {
     fn load<'a>(
         &'a self,
         slots: &'a [SlotId],
-    ) -> BoxFuture<'a, Result<Vec<(SlotId, SlotPosition)>, StoreError>> {
-        let positions = slots
-            .iter()
-            .map(|&slot| (slot, SlotPosition::start()))
-            .collect();
-        std::future::ready(self.check().map(|()| positions)).boxed()
+    ) -> BoxFuture<'a, Result<Vec<(SlotId, Loaded)>, StoreError>> {
+        let loaded = slots.iter().map(|&slot| (slot, Loaded::start())).collect();
+        std::future::ready(self.check().map(|()| loaded)).boxed()
     }
 
     fn apply(&self, applied: Applied) {

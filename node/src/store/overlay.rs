@@ -14,7 +14,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use kvcluster_crds::Offset;
 
-use crate::effect::{Applied, Effect, SlotPosition, Versioned};
+use crate::effect::{Applied, DedupEntry, Effect, SlotPosition, Versioned};
 
 /// Bytes at which the active segment is sealed: one flush takes whole segments, so this bounds how far over its limit a
 /// flush can get.
@@ -23,6 +23,8 @@ const SEGMENT_BYTES: u64 = 1_048_576;
 const SEGMENT_ROWS: usize = 5_000;
 /// Memory of one entry besides its key and value, bytes: two map entries and two reference-counted buffers, estimated.
 const ENTRY_OVERHEAD_BYTES: u64 = 192;
+/// Memory of what is remembered of one request besides its key, bytes, estimated.
+const DEDUP_OVERHEAD_BYTES: u64 = 64;
 
 /// The newest effect on a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,6 +50,8 @@ pub struct Segment {
     pub end: SlotPosition,
     /// Newest effect per key within the run.
     pub entries: BTreeMap<Bytes, Entry>,
+    /// What is remembered of the run's requests, in order.
+    pub dedup: Vec<DedupEntry>,
     /// Memory that the entries take, bytes, estimated.
     pub bytes: u64,
 }
@@ -57,6 +61,7 @@ impl Segment {
         Self {
             end: at,
             entries: BTreeMap::new(),
+            dedup: Vec::new(),
             bytes: 0,
         }
     }
@@ -142,6 +147,10 @@ impl SlotOverlay {
             self.active.put(effect, applied.offset);
             let entry = self.active.entries[effect.key()].clone();
             self.index.insert(effect.key().clone(), entry);
+        }
+        if let Some(entry) = &applied.dedup {
+            self.active.bytes += entry.key.len() as u64 + DEDUP_OVERHEAD_BYTES;
+            self.active.dedup.push(entry.clone());
         }
         self.active.end = applied.position.clone();
         self.bytes = self.bytes + self.active.bytes - bytes;
@@ -306,6 +315,7 @@ mod tests {
             slot: SlotId(0),
             offset: Offset(offset),
             effects: effects.collect(),
+            dedup: None,
             position: at(offset + 1),
         }
     }

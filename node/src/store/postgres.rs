@@ -4,6 +4,7 @@
 //! must be reached directly or through a pooler in session mode: prepared statements and the durability rule need one
 //! backend per connection.
 
+use std::collections::BTreeMap;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -19,15 +20,15 @@ use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection, Postgres};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
-use crate::effect::{Applied, SlotPosition, Versioned};
+use crate::effect::{Applied, Loaded, Versioned};
 use crate::metrics::Metrics;
 use crate::seeded::{self, Bug};
 use crate::store::overlay::SlotOverlay;
 use crate::store::rows::{position, slot_number, versioned};
 use crate::store::shared::Shared;
 use crate::store::{
-    ExportError, Missing, Progress, RestoreError, Snapshots, Store, StoreError, export, flush,
-    migrate, restore, scan, sql,
+    ExportError, Missing, Progress, RestoreError, Snapshots, Store, StoreError, dedup, export,
+    flush, migrate, restore, scan, sql,
 };
 
 /// Longest wait for a connection, seconds: the server is away, or every connection is busy.
@@ -128,29 +129,23 @@ impl PostgresStore {
         Ok(())
     }
 
-    async fn load_slots(
-        &self,
-        slots: &[SlotId],
-    ) -> Result<Vec<(SlotId, SlotPosition)>, StoreError> {
-        let new: Vec<SlotId> = slots
-            .iter()
-            .copied()
-            .filter(|&slot| !self.shared.has(slot))
-            .collect();
-        if !new.is_empty() {
-            let stored = self.with_connection(LOAD_SECONDS, async |connection| {
-                load_from(connection, &self.shared, &new).await
-            });
-            for (slot, position) in stored.await? {
-                self.shared.add(slot, SlotOverlay::new(position));
-            }
+    async fn load_slots(&self, slots: &[SlotId]) -> Result<Vec<(SlotId, Loaded)>, StoreError> {
+        if let Some(slot) = slots.iter().find(|&&slot| self.shared.has(slot)) {
+            return Err(schema_error(format!("slot {slot} is loaded already")));
         }
-        let position = |&slot: &SlotId| {
-            self.shared
-                .with(slot, |overlay| (slot, overlay.applied().clone()))
-                .ok_or_else(|| schema_error(format!("slot {slot} has no row in slot_state")))
-        };
-        slots.iter().map(position).collect()
+        let stored = self.with_connection(LOAD_SECONDS, async |connection| {
+            load_from(connection, &self.shared, slots).await
+        });
+        let stored = stored.await?;
+        if let Some(slot) = slots.iter().find(|slot| !stored.contains_key(slot)) {
+            let text = format!("slot {slot} has no row in slot_state");
+            return Err(schema_error(text));
+        }
+        for (slot, loaded) in &stored {
+            let overlay = SlotOverlay::new(loaded.position.clone());
+            self.shared.add(*slot, overlay);
+        }
+        Ok(stored.into_iter().collect())
     }
 
     async fn get_value(&self, slot: SlotId, key: &Bytes) -> Result<Option<Versioned>, StoreError> {
@@ -261,7 +256,7 @@ impl Store for PostgresStore {
     fn load<'a>(
         &'a self,
         slots: &'a [SlotId],
-    ) -> BoxFuture<'a, Result<Vec<(SlotId, SlotPosition)>, StoreError>> {
+    ) -> BoxFuture<'a, Result<Vec<(SlotId, Loaded)>, StoreError>> {
         self.load_slots(slots).boxed()
     }
 
@@ -362,7 +357,7 @@ async fn load_from(
     connection: &mut PgConnection,
     shared: &Shared,
     slots: &[SlotId],
-) -> Result<Vec<(SlotId, SlotPosition)>, StoreError> {
+) -> Result<BTreeMap<SlotId, Loaded>, StoreError> {
     let numbers: Vec<i32> = slots.iter().map(|&slot| slot_number(slot)).collect();
     let mut tx = connection.begin().await.map_err(unavailable)?;
     check_ownership(&mut tx, shared).await?;
@@ -387,9 +382,15 @@ async fn load_from(
         .fetch_all(&mut *tx)
         .await
         .map_err(unavailable)?;
-    let positions = rows.iter().map(position).collect::<Result<_, _>>()?;
+    let mut loaded = BTreeMap::new();
+    for row in &rows {
+        let (slot, position) = position(row)?;
+        let dedup = Vec::new();
+        loaded.insert(slot, Loaded { position, dedup });
+    }
+    dedup::load(&mut tx, &numbers, &mut loaded).await?;
     tx.commit().await.map_err(unavailable)?;
-    Ok(positions)
+    Ok(loaded)
 }
 
 /// Makes the partition of a slot, if it is not there.

@@ -46,20 +46,40 @@ pub(super) struct Begun {
     after: Bytes,
 }
 
+/// What came of a stream and is not stored yet.
+#[derive(Default)]
+struct Gathered {
+    dedup: Vec<Bytes>,
+    rows: Vec<Rows>,
+    bytes: usize,
+}
+
 /// Takes a whole stream; after an error, what was taken stays for the next one.
 pub(super) async fn take(
     store: &PostgresStore,
     slot: SlotId,
     least: Offset,
+    stream: BoxStream<'_, Result<Bytes, String>>,
+) -> Result<(), RestoreError> {
+    let mut begun = begun(store, slot, least).await?;
+    let taken = take_from(store, slot, least, &mut begun, stream).await;
+    match taken {
+        Err(RestoreError::Source(reason)) if begun.is_some() => Err(RestoreError::Broken(reason)),
+        taken => taken,
+    }
+}
+
+async fn take_from(
+    store: &PostgresStore,
+    slot: SlotId,
+    least: Offset,
+    begun: &mut Option<Begun>,
     mut stream: BoxStream<'_, Result<Bytes, String>>,
 ) -> Result<(), RestoreError> {
-    store.shared.forget(slot);
-    let mut begun = begun(store, slot, least).await?;
     let least = missing(begun.as_ref(), least).least;
     let mut decoder = Decoder::default();
-    let mut gathered = Vec::new();
-    let mut bytes = 0;
-    let mut head = None;
+    let mut gathered = Gathered::default();
+    let mut cut = SlotPosition::start();
     while !decoder.has_ended() {
         let piece = tokio::time::timeout(Duration::from_secs(SOURCE_SECONDS), stream.next()).await;
         let piece = piece.map_err(|_| RestoreError::Source("it fell silent".to_owned()))?;
@@ -72,23 +92,28 @@ pub(super) async fn take(
                     let reason = format!("it stands at {at}, and {least} is needed");
                     return Err(RestoreError::Source(reason));
                 }
-                Block::Head(Head { position, .. }) => head = Some(position),
+                Block::Head(Head { position, .. }) => cut = position,
                 Block::Rows(rows) => {
-                    bytes += rows.tuples.len();
-                    gathered.push(rows);
+                    gathered.bytes += rows.tuples.len();
+                    gathered.rows.push(rows);
                 }
+                Block::Dedup(tuples) => gathered.dedup.push(tuples),
                 Block::End { .. } => {}
             }
         }
-        if bytes >= PIECE_BYTES || decoder.has_ended() {
-            let cut = head.as_ref().expect("the decoder gives the head first");
-            let rows = std::mem::take(&mut gathered);
-            bytes = 0;
-            begun = Some(keep(store, slot, begun, cut, rows).await?);
+        if gathered.bytes >= PIECE_BYTES || decoder.has_ended() {
+            let gathered = std::mem::take(&mut gathered);
+            keep(store, slot, begun, &cut, gathered).await?;
         }
     }
-    let begun = begun.expect("kept at the end at the latest");
+    let begun = begun.take().expect("kept at the end at the latest");
     Ok(end(store, slot, begun.position).await?)
+}
+
+impl From<SnapshotError> for RestoreError {
+    fn from(error: SnapshotError) -> Self {
+        Self::Source(error.to_string())
+    }
 }
 
 /// What an interrupted restore has left, if the log goes on from there.
@@ -115,7 +140,8 @@ pub(super) async fn begun(
         })
     };
     let begun: Option<Begun> = stored.map(parse).transpose()?;
-    Ok(begun.filter(|begun| begun.position.next_offset >= least))
+    // Without a key it is not known what of the rest came.
+    Ok(begun.filter(|begun| !begun.after.is_empty() && begun.position.next_offset >= least))
 }
 
 /// What the next stream must hold.
@@ -126,24 +152,26 @@ pub(super) fn missing(begun: Option<&Begun>, least: Offset) -> Missing {
     }
 }
 
-/// Writes some rows, and how far the restore has come, in one transaction.
+/// Writes some rows, and how far the restore has come, in one transaction. From here on the old state is not used any more,
+/// whatever becomes of the transaction.
 async fn keep(
     store: &PostgresStore,
     slot: SlotId,
-    begun: Option<Begun>,
+    begun: &mut Option<Begun>,
     cut: &SlotPosition,
-    rows: Vec<Rows>,
-) -> Result<Begun, StoreError> {
+    gathered: Gathered,
+) -> Result<(), StoreError> {
     let is_first = begun.is_none();
-    let mut begun = begun.unwrap_or_else(|| Begun {
+    let mut next = begun.clone().unwrap_or_else(|| Begun {
         position: cut.clone(),
         after: Bytes::new(),
     });
-    begun.position.join_cut(cut);
-    if let Some(last) = rows.last() {
-        begun.after = last.last_key.clone();
+    next.position.join_cut(cut);
+    if let Some(last) = gathered.rows.last() {
+        next.after = last.last_key.clone();
     }
     let shared = &store.shared;
+    shared.forget(slot);
     let work = async |connection: &mut PgConnection| {
         let mut tx = connection.begin().await.map_err(unavailable)?;
         sqlx::raw_sql(sql::COMMIT_DOES_NOT_WAIT)
@@ -154,20 +182,28 @@ async fn keep(
         if is_first {
             empty(&mut tx, slot).await?;
         }
-        copy_in(&mut tx, slot, &rows).await?;
-        note(&mut tx, slot, &begun).await?;
+        let tuples = gathered.rows.iter().map(|rows| &rows.tuples);
+        copy_in(&mut tx, sql::COPY_DEDUP_IN, gathered.dedup.iter()).await?;
+        copy_in(&mut tx, &sql::copy_in(slot.0), tuples).await?;
+        note(&mut tx, slot, &next).await?;
         tx.commit().await.map_err(unavailable)
     };
     store.with_connection(PIECE_SECONDS, work).await?;
-    let count = rows.iter().map(|rows| u64::from(rows.count)).sum();
+    let count = gathered.rows.iter().map(|rows| u64::from(rows.count)).sum();
     shared.metrics.observe_restored(count);
-    Ok(begun)
+    *begun = Some(next);
+    Ok(())
 }
 
 /// Drops what is stored of the slot and marks it.
 async fn empty(tx: &mut PgConnection, slot: SlotId) -> Result<(), StoreError> {
     make_partition(tx, slot).await?;
     sqlx::raw_sql(AssertSqlSafe(sql::empty_partition(slot.0)))
+        .execute(&mut *tx)
+        .await
+        .map_err(unavailable)?;
+    sqlx::query(sql::EMPTY_DEDUP)
+        .bind(slot_number(slot))
         .execute(&mut *tx)
         .await
         .map_err(unavailable)?;
@@ -180,15 +216,18 @@ async fn empty(tx: &mut PgConnection, slot: SlotId) -> Result<(), StoreError> {
     Ok(())
 }
 
-async fn copy_in(tx: &mut PgConnection, slot: SlotId, rows: &[Rows]) -> Result<(), StoreError> {
-    if rows.is_empty() {
+async fn copy_in(
+    tx: &mut PgConnection,
+    statement: &str,
+    tuples: impl ExactSizeIterator<Item = &Bytes>,
+) -> Result<(), StoreError> {
+    if tuples.len() == 0 {
         return Ok(());
     }
-    let statement = sql::copy_in(slot.0);
-    let mut copy = tx.copy_in_raw(&statement).await.map_err(unavailable)?;
+    let mut copy = tx.copy_in_raw(statement).await.map_err(unavailable)?;
     copy.send(COPY_HEADER).await.map_err(unavailable)?;
-    for rows in rows {
-        let tuples: &[u8] = &rows.tuples;
+    for tuples in tuples {
+        let tuples: &[u8] = tuples;
         copy.send(tuples).await.map_err(unavailable)?;
     }
     copy.send(COPY_TRAILER).await.map_err(unavailable)?;
@@ -220,6 +259,7 @@ async fn end(
         expected: Offset(0),
         end: position,
         entries: std::collections::BTreeMap::new(),
+        dedup: Vec::new(),
     };
     let work = async |connection: &mut PgConnection| {
         let mut tx = connection.begin().await.map_err(unavailable)?;

@@ -51,6 +51,7 @@ pub(super) fn position(row: &PgRow) -> Result<(SlotId, SlotPosition), StoreError
         released_to: node("released_to")?,
         lease_ms: u32::try_from(required("lease_ms")?)
             .map_err(|_| schema_error("slot_state.lease_ms is out of range".to_owned()))?,
+        time_ms: required("time_ms")?.cast_unsigned(),
         whole_at: number("whole_at")?.map(Offset),
     };
     Ok((slot, position))

@@ -4,7 +4,8 @@
 //! block: kind u8 | length of the payload u32 | checksum of kind and payload u64 | payload
 //! head (1):  the position of the cut, JSON
 //! rows (2):  number of rows u32 | length of the last key u16 | last key | rows, as PostgreSQL's binary COPY has them
-//! end (3):   number of all rows u64
+//! end (3):   number of all rows u64, without those of dedup
+//! dedup (4): what the slot remembers of requests, as the rows; before them, and only where the stream begins with the first
 //! ```
 //! Numbers are big-endian. Rows come ordered by key, so a stream that breaks off is resumed by another one that begins
 //! behind the last key that was kept. That one is a later cut: the state is then no cut of any offset until the log was
@@ -28,6 +29,7 @@ const BLOCK_HEADER_BYTES: usize = 13;
 const HEAD: u8 = 1;
 const ROWS: u8 = 2;
 const END: u8 = 3;
+const DEDUP: u8 = 4;
 /// What the rows look like: their columns, as this program's schema has them.
 const FORMAT: u32 = 1;
 
@@ -71,6 +73,7 @@ pub(super) struct Rows {
 pub(super) enum Block {
     Head(Head),
     Rows(Rows),
+    Dedup(Bytes),
     End { rows: u64 },
 }
 
@@ -101,6 +104,7 @@ impl Block {
                 bytes.put_slice(&rows.last_key);
                 bytes.put_slice(&rows.tuples);
             }
+            Self::Dedup(tuples) => bytes.put_slice(tuples),
             Self::End { rows } => bytes.put_u64(*rows),
         }
         let payload = bytes.len() - BLOCK_HEADER_BYTES;
@@ -115,6 +119,7 @@ impl Block {
         match self {
             Self::Head(_) => HEAD,
             Self::Rows(_) => ROWS,
+            Self::Dedup(_) => DEDUP,
             Self::End { .. } => END,
         }
     }
@@ -144,6 +149,7 @@ impl Block {
                     tuples: payload,
                 }))
             }
+            DEDUP => Ok(Self::Dedup(payload)),
             END if payload.len() == 8 => Ok(Self::End {
                 rows: payload.get_u64(),
             }),
@@ -206,7 +212,10 @@ impl Decoder {
         }
         self.begun = true;
         match block {
-            Block::Head(_) => {}
+            Block::Dedup(_) if self.rows > 0 => {
+                return Err(SnapshotError::Malformed("a block is out of its place"));
+            }
+            Block::Head(_) | Block::Dedup(_) => {}
             Block::Rows(rows) => self.rows += u64::from(rows.count),
             Block::End { rows } if *rows == self.rows => self.ended = true,
             Block::End { .. } => {
@@ -235,7 +244,8 @@ mod tests {
         let end = Block::End {
             rows: 3 * rows.len() as u64,
         };
-        [head].into_iter().chain(some).chain([end]).collect()
+        let dedup = Block::Dedup(Bytes::from_static(b"some"));
+        [head, dedup].into_iter().chain(some).chain([end]).collect()
     }
 
     fn encode(blocks: &[Block]) -> Vec<u8> {
@@ -297,9 +307,10 @@ mod tests {
         let whole = blocks(&rows);
         let two_heads = [whole[0].clone(), whole[0].clone()];
         let no_head = &whole[1..];
-        let tail = [&whole[..], &whole[1..2]].concat();
-        let count = [&whole[..2], &[Block::End { rows: 2 }]].concat();
-        for wrong in [&two_heads[..], no_head, &tail, &count] {
+        let tail = [&whole[..], &whole[2..3]].concat();
+        let late = [&whole[..3], &whole[1..2]].concat();
+        let count = [&whole[..3], &[Block::End { rows: 2 }]].concat();
+        for wrong in [&two_heads[..], no_head, &tail, &late, &count] {
             let refused = decode(&encode(wrong), 1_000);
             assert!(
                 matches!(refused, Err(SnapshotError::Malformed(_))),

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 /// The versions of the schema, oldest first; version n is the n-th. Never change one that was released, add another.
-pub(super) const MIGRATIONS: [&str; 2] = [
+pub(super) const MIGRATIONS: [&str; 3] = [
     // slot_state, owner: rewritten at every flush, so pages keep room for updates in place. Unsigned 64-bit numbers are kept
     // as their bit patterns.
     "CREATE TABLE kv (
@@ -29,6 +29,16 @@ pub(super) const MIGRATIONS: [&str; 2] = [
          only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
          incarnation bigint NOT NULL,
          since timestamptz NOT NULL
+     );",
+    // dedup: read only when a slot is loaded, so its one index is the order in which rows come and go.
+    "ALTER TABLE slot_state ADD COLUMN time_ms bigint NOT NULL DEFAULT 0;
+     CREATE TABLE dedup (
+         slot integer NOT NULL,
+         time_ms bigint NOT NULL,
+         version bigint NOT NULL,
+         idempotency_key bytea NOT NULL,
+         fingerprint bigint NOT NULL,
+         PRIMARY KEY (slot, time_ms, version)
      );",
     // Snapshots. restore: one row per slot whose snapshot is being loaded, with the position that it will have, as JSON.
     "ALTER TABLE slot_state ADD COLUMN whole_at bigint;
@@ -83,10 +93,10 @@ pub(super) const INSERT_MISSING_STATE: &str =
 /// Writes although nothing changes: its commit then makes everything before it durable, whoever wrote that.
 pub(super) const TOUCH_STATE: &str = "UPDATE slot_state SET slot = slot WHERE slot = ANY ($1)
      RETURNING slot, next_offset, checksum_before, epoch, leader_node, leader_incarnation,
-         last_leader_offset, last_seq, released_to, lease_ms, whole_at";
+         last_leader_offset, last_seq, released_to, lease_ms, time_ms, whole_at";
 
 pub(super) const SELECT_STATE: &str = "SELECT slot, next_offset, checksum_before, epoch, leader_node, leader_incarnation,
-         last_leader_offset, last_seq, released_to, lease_ms, whole_at FROM slot_state WHERE slot = $1";
+         last_leader_offset, last_seq, released_to, lease_ms, time_ms, whole_at FROM slot_state WHERE slot = $1";
 
 /// Waits for an own transaction that may still be committing.
 pub(super) const LOCK_OFFSETS: &str =
@@ -103,11 +113,13 @@ pub(super) const MOVE_OFFSETS: &str = "UPDATE slot_state AS state SET
          last_seq = step.last_seq,
          released_to = step.released_to,
          lease_ms = step.lease_ms,
+         time_ms = step.time_ms,
          whole_at = step.whole_at
      FROM unnest($1::integer[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[],
-         $7::bigint[], $8::bigint[], $9::bigint[], $10::bigint[], $11::bigint[], $12::bigint[])
+         $7::bigint[], $8::bigint[], $9::bigint[], $10::bigint[], $11::bigint[], $12::bigint[],
+         $13::bigint[])
          AS step (slot, expected, next_offset, checksum_before, epoch, leader_node, leader_incarnation,
-             last_leader_offset, last_seq, released_to, lease_ms, whole_at)
+             last_leader_offset, last_seq, released_to, lease_ms, time_ms, whole_at)
      WHERE state.slot = step.slot AND state.next_offset = step.expected";
 
 /// `ON CONFLICT` refuses a key twice in one statement: the caller coalesces.
@@ -117,6 +129,24 @@ pub(super) const UPSERT: &str = "INSERT INTO kv (slot, key, value, version)
 
 /// One slot at a time, so that one partition is planned, by its index.
 pub(super) const DELETE: &str = "DELETE FROM kv WHERE slot = $1 AND key = ANY ($2)";
+
+/// Remembers requests ($1 to $5), and forgets those of the same slots ($6) that are no younger than a time ($7). No row is there
+/// before, unless somebody took the slot's state away by hand: then the log says what is right.
+pub(super) const REMEMBER: &str = "WITH forgotten AS (
+         DELETE FROM dedup USING unnest($6::integer[], $7::bigint[]) AS old (slot, time_ms)
+         WHERE dedup.slot = old.slot AND dedup.time_ms <= old.time_ms
+     )
+     INSERT INTO dedup (slot, time_ms, version, idempotency_key, fingerprint)
+     SELECT * FROM unnest($1::integer[], $2::bigint[], $3::bigint[], $4::bytea[], $5::bigint[])
+     ON CONFLICT (slot, time_ms, version) DO UPDATE SET
+         idempotency_key = excluded.idempotency_key, fingerprint = excluded.fingerprint";
+
+/// What slots remember of requests as of where they stand, by a window of $2 milliseconds.
+pub(super) const SELECT_DEDUP: &str =
+    "SELECT slot, dedup.time_ms, version, idempotency_key, fingerprint
+     FROM dedup JOIN slot_state AS state USING (slot)
+     WHERE slot = ANY ($1) AND version < state.next_offset AND dedup.time_ms > state.time_ms - $2
+     ORDER BY slot, version";
 
 pub(super) const COMMIT_WAITS_FOR_DISK: &str = "SET LOCAL synchronous_commit = on";
 
@@ -147,6 +177,16 @@ pub(super) fn copy_out(slot: u32, after: &[u8]) -> String {
     )
 }
 
+pub(super) fn copy_dedup_out(slot: u32) -> String {
+    format!("COPY (SELECT slot, time_ms, version, idempotency_key, fingerprint FROM dedup WHERE slot = {slot})
+         TO STDOUT (FORMAT binary)")
+}
+
+pub(super) const COPY_DEDUP_IN: &str =
+    "COPY dedup (slot, time_ms, version, idempotency_key, fingerprint) FROM STDIN (FORMAT binary)";
+
+pub(super) const EMPTY_DEDUP: &str = "DELETE FROM dedup WHERE slot = $1";
+
 pub(super) fn copy_in(slot: u32) -> String {
     format!("COPY kv_{slot} (slot, key, value, version) FROM STDIN (FORMAT binary)")
 }
@@ -160,7 +200,7 @@ pub(super) const BEGIN_RESTORE: &str =
     "INSERT INTO slot_state (slot, next_offset, epoch, last_seq, lease_ms, whole_at) VALUES ($1, 0, 0, 0, 0, $2)
      ON CONFLICT (slot) DO UPDATE SET next_offset = 0, checksum_before = NULL, epoch = 0, leader_node = NULL,
          leader_incarnation = NULL, last_leader_offset = NULL, last_seq = 0, released_to = NULL, lease_ms = 0,
-         whole_at = excluded.whole_at";
+         time_ms = 0, whole_at = excluded.whole_at";
 
 pub(super) const SELECT_RESTORE: &str = "SELECT position, after_key FROM restore WHERE slot = $1";
 

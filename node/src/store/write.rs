@@ -12,7 +12,7 @@ use crate::store::batch::{Batch, SlotStep};
 use crate::store::postgres::{check_ownership, unavailable};
 use crate::store::rows::slot_number;
 use crate::store::shared::Shared;
-use crate::store::sql;
+use crate::store::{dedup, sql};
 
 /// What became of a flush.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,6 +59,7 @@ pub(super) async fn write(
     {
         delete(&mut tx, step).await?;
     }
+    dedup::remember(&mut tx, &batch.steps).await?;
     tx.commit().await.map_err(unavailable)?;
     shared.connected.store(true, Ordering::Relaxed);
     Ok(Outcome::Written)
@@ -88,6 +89,7 @@ pub(super) fn move_offsets(
         .bind(each(|end| Some(end.last_seq.cast_signed())))
         .bind(each(|end| end.released_to.map(|node| i64::from(node.0))))
         .bind(each(|end| Some(i64::from(end.lease_ms))))
+        .bind(each(|end| Some(end.time_ms.cast_signed())))
         .bind(each(|end| end.whole_at.map(|offset| offset.0)))
 }
 

@@ -409,6 +409,14 @@ impl Cluster {
         })
     }
 
+    /// Whether all replicas of a node have read their logs to the end.
+    pub(crate) fn is_caught_up(&self, node: usize) -> bool {
+        self.status(node).is_some_and(|status| {
+            status.slots.len() == self.slots as usize
+                && status.slots.iter().all(|slot| slot.caught_up)
+        })
+    }
+
     fn led_by(&self, fits: impl Fn(usize) -> bool) -> bool {
         let running = (0..self.nodes.len()).filter(|node| fits(*node));
         let leads: usize = running
@@ -448,8 +456,17 @@ impl Cluster {
     }
 
     pub(crate) fn put(&self, node: usize, key: &str, value: &str) -> Outcome {
+        self.put_with(node, key, value, "")
+    }
+
+    /// The same with an idempotency key.
+    pub(crate) fn put_named(&self, node: usize, key: &str, value: &str, name: &str) -> Outcome {
+        self.put_with(node, key, value, &format!("Idempotency-Key: {name}\r\n"))
+    }
+
+    fn put_with(&self, node: usize, key: &str, value: &str, headers: &str) -> Outcome {
         let path = format!("/key/{key}?value={value}");
-        match request(self.nodes[node].rest, "PUT", &path) {
+        match request_with(self.nodes[node].rest, "PUT", &path, headers) {
             Ok(Answer { status: 200, .. }) => Outcome::Done,
             Ok(answer) => {
                 let body = String::from_utf8_lossy(&answer.body);
@@ -476,14 +493,25 @@ impl Cluster {
     }
 
     pub(crate) fn decode_log(&self) -> serde_json::Value {
+        serde_json::from_slice(&self.decode(&[])).expect("JSON")
+    }
+
+    /// The values of all puts that count.
+    pub(crate) fn values_in_log(&self) -> Vec<String> {
+        let lines = self.decode(&["--effects"]);
+        let lines = lines
+            .split(|byte| *byte == b'\n')
+            .filter(|line| !line.is_empty());
+        let change = |line| serde_json::from_slice::<serde_json::Value>(line).expect("JSON");
+        let values = lines.filter_map(|line| Some(change(line)["value"].as_str()?.to_owned()));
+        values.collect()
+    }
+
+    fn decode(&self, options: &[&str]) -> Vec<u8> {
+        let topic = self.names.log_topic();
         let output = Command::new(env!("CARGO_BIN_EXE_kvcluster-node"))
-            .args([
-                "decode-log",
-                "--bootstrap",
-                &self.kafka,
-                "--topic",
-                &self.names.log_topic(),
-            ])
+            .args(["decode-log", "--bootstrap", &self.kafka, "--topic", &topic])
+            .args(options)
             .output()
             .expect("the program runs");
         assert!(
@@ -491,7 +519,7 @@ impl Cluster {
             "{}",
             String::from_utf8_lossy(&output.stderr)
         );
-        serde_json::from_slice(&output.stdout).expect("JSON")
+        output.stdout
     }
 
     /// Ends all nodes and removes what was made.
@@ -528,11 +556,18 @@ enum Failed {
 }
 
 fn request(port: u16, method: &str, path: &str) -> Result<Answer, Failed> {
+    request_with(port, method, path, "")
+}
+
+/// With further headers, each with its end of line.
+fn request_with(port: u16, method: &str, path: &str, headers: &str) -> Result<Answer, Failed> {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).map_err(|_| Failed::NotConnected)?;
     stream
         .set_read_timeout(Some(HTTP_TIMEOUT))
         .map_err(|_| Failed::NotConnected)?;
-    let head = format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+    let head = format!(
+        "{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{headers}\r\n"
+    );
     stream
         .write_all(head.as_bytes())
         .map_err(|_| Failed::Broken)?;

@@ -10,6 +10,7 @@
 
 mod fixture;
 mod mishaps;
+mod retries;
 mod trimming;
 
 use std::collections::BTreeMap;

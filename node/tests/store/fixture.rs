@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures::TryStreamExt;
 use kvcluster_crds::{Epoch, Incarnation, NodeId, Offset, SlotId};
-use kvcluster_node::effect::{Applied, Effect, SlotPosition};
+use kvcluster_node::effect::{Applied, DedupEntry, Effect, SlotPosition};
 use kvcluster_node::metrics::Metrics;
 use kvcluster_node::store::postgres::{PostgresConfig, PostgresStore};
 use kvcluster_node::store::{Store, StoreError};
@@ -123,9 +123,29 @@ impl Fixture {
             .expect("reads the offset")
     }
 
+    /// Versions of the requests that a slot remembers, as SQL sees them.
+    pub(crate) async fn remembered(&self, slot: u32) -> Vec<i64> {
+        sqlx::query_scalar("SELECT version FROM dedup WHERE slot = $1 ORDER BY version")
+            .bind(i32::try_from(slot).expect("small"))
+            .fetch_all(&mut self.connect().await)
+            .await
+            .expect("reads what is remembered")
+    }
+
+    /// A store may still be at work in it, and read and write its tables in another order.
     pub(crate) async fn drop_schema(self) {
-        self.execute(&format!("DROP SCHEMA {} CASCADE", self.schema))
-            .await;
+        let statement = format!("DROP SCHEMA {} CASCADE", self.schema);
+        let mut connection = self.connect().await;
+        loop {
+            let dropped = sqlx::raw_sql(AssertSqlSafe(statement.clone()))
+                .execute(&mut connection)
+                .await;
+            match dropped {
+                Ok(_) => return,
+                Err(error) if error.to_string().contains("deadlock detected") => {}
+                Err(error) => panic!("{statement}: {error}"),
+            }
+        }
     }
 }
 
@@ -170,9 +190,38 @@ impl Model {
             slot: SlotId(slot),
             offset: Offset(offset),
             effects,
+            dedup: None,
             position,
         });
         offset
+    }
+
+    /// The same with a request that is to be remembered: one put, whose key is the idempotency key as well.
+    pub(crate) fn apply_request(&mut self, store: &dyn Store, slot: u32, key: &str) -> DedupEntry {
+        let next = self.next.entry(slot).or_insert(0);
+        let offset = *next;
+        *next += 1;
+        let bytes = Bytes::copy_from_slice(key.as_bytes());
+        let pairs = self.pairs.entry(slot).or_default();
+        pairs.insert(bytes.clone(), (bytes.clone(), offset));
+        let entry = DedupEntry {
+            key: key.as_bytes().into(),
+            fingerprint: u64::MAX - offset.cast_unsigned(),
+            version: Offset(offset),
+            time_ms: time_at(offset + 1),
+        };
+        let effect = Effect::Put {
+            key: bytes.clone(),
+            value: bytes,
+        };
+        store.apply(Applied {
+            slot: SlotId(slot),
+            offset: Offset(offset),
+            effects: vec![effect],
+            dedup: Some(entry.clone()),
+            position: position(offset + 1),
+        });
+        entry
     }
 
     pub(crate) fn slot(&self, slot: u32) -> Pairs {
@@ -196,8 +245,14 @@ pub(crate) fn position(next_offset: i64) -> SlotPosition {
         last_seq: number + 11,
         released_to: number.is_multiple_of(2).then_some(NodeId(u32::MAX)),
         lease_ms: u32::MAX,
+        time_ms: time_at(next_offset),
         whole_at: None,
     }
+}
+
+/// The time of a slot that stands at an offset: a minute for each record.
+fn time_at(next_offset: i64) -> u64 {
+    1_700_000_000_000 + next_offset.cast_unsigned() * 60_000
 }
 
 pub(crate) async fn get(
@@ -234,4 +289,16 @@ pub(crate) async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool)
         );
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
+}
+
+/// Ends the connections of a fixture's stores; says how many there were.
+pub(crate) async fn kill_connections(fixture: &Fixture) -> usize {
+    let killed: Vec<bool> = sqlx::query_scalar(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = $1",
+    )
+    .bind(format!("kvcluster-node {}", fixture.schema))
+    .fetch_all(&mut fixture.connect().await)
+    .await
+    .expect("kills");
+    killed.len()
 }

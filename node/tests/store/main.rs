@@ -4,6 +4,7 @@
 //! The tests of a crash start a server of their own, from `KVCLUSTER_TEST_POSTGRES_BIN` or Debian's newest.
 
 mod crash;
+mod dedup;
 mod fence;
 mod fixture;
 mod flush;

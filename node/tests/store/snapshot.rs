@@ -30,6 +30,8 @@ async fn filled(fixture: &Fixture, keys: usize, value_bytes: usize) -> (Arc<Post
         );
     }
     model.apply(store.as_ref(), 3, &[(&key(0), None)]);
+    model.apply_request(store.as_ref(), 3, "request-of-3");
+    model.apply_request(store.as_ref(), 4, "request-of-4");
     store.flush_all().await.expect("flushes");
     (store, model)
 }
@@ -62,7 +64,7 @@ fn all(least: i64) -> Missing {
 
 async fn loaded(store: &PostgresStore) -> SlotPosition {
     let loaded = store.load(&[SLOT]).await.expect("loads");
-    loaded[0].1.clone()
+    loaded[0].1.position.clone()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -73,6 +75,7 @@ async fn a_slot_arrives_with_its_rows_and_its_position() {
     // What was there before goes, also what is only in memory.
     let mut old = Model::new();
     old.apply(target.as_ref(), 3, &[("old", Some("flushed"))]);
+    old.apply_request(target.as_ref(), 3, "old-request");
     target.flush_all().await.expect("flushes");
     old.apply(target.as_ref(), 3, &[("older", Some("in memory"))]);
     let pieces = export(&source, Bytes::new(), 0).await.expect("exports");
@@ -85,6 +88,9 @@ async fn a_slot_arrives_with_its_rows_and_its_position() {
     let at = loaded(&target).await;
     assert_eq!(at, position(model.next_offset(3)));
     assert_eq!(to.rows(3).await, model.slot(3));
+    assert_eq!(to.remembered(3).await, [model.next_offset(3) - 1]);
+    assert_eq!(to.remembered(3).await, from.remembered(3).await);
+    assert!(to.remembered(4).await.is_empty());
     assert_eq!(scan(target.as_ref(), 3).await, Ok(model.slot(3)));
     assert_eq!(get(target.as_ref(), 3, "old").await, Ok(None));
     assert!(to.rows(4).await.is_empty(), "the other slot is not touched");
@@ -117,7 +123,7 @@ async fn a_broken_stream_is_resumed_behind_the_last_key_and_whole_only_at_the_ne
     let broken = target
         .restore(SLOT, Offset(0), broken_after(50, pieces))
         .await;
-    assert!(matches!(broken, Err(RestoreError::Source(_))), "{broken:?}");
+    assert!(matches!(broken, Err(RestoreError::Broken(_))), "{broken:?}");
     let missing = target.missing(SLOT, Offset(0)).await.expect("answers");
     assert!(!missing.after.is_empty(), "something was kept");
     assert_eq!(missing.least, Offset(first_cut), "no older cut will do");
@@ -131,7 +137,8 @@ async fn a_broken_stream_is_resumed_behind_the_last_key_and_whole_only_at_the_ne
     source.flush_all().await.expect("flushes");
     let second_cut = model.next_offset(3);
     // Another process of the node goes on with it.
-    let target = to.store(3, &[3]).await;
+    let target = to.closed_store(3);
+    target.open().await.expect("opens");
     assert!(loaded(&target).await.needs_snapshot());
     assert_eq!(target.missing(SLOT, Offset(0)).await, Ok(missing.clone()));
     let pieces = export(&source, missing.after, missing.least.0).await;
@@ -176,7 +183,7 @@ async fn the_rest_of_an_older_cut_is_refused() {
     let refused = target.restore(SLOT, Offset(0), received(pieces)).await;
     let reason = format!("and {} is needed", model.next_offset(3));
     assert!(
-        matches!(&refused, Err(RestoreError::Source(text)) if text.contains(&reason)),
+        matches!(&refused, Err(RestoreError::Broken(text)) if text.contains(&reason)),
         "{refused:?}"
     );
     for fixture in [from, older, to] {
@@ -221,7 +228,7 @@ async fn a_stream_that_breaks_before_its_rows_leaves_what_was_there() {
         .restore(SLOT, Offset(0), broken_after(1, pieces))
         .await;
     assert!(broken.is_err(), "only the head came");
-    assert_eq!(loaded(&target).await.next_offset, Offset(1));
+    assert_eq!(to.stored_offset(3).await, 1);
     assert_eq!(
         get(target.as_ref(), 3, "old").await,
         Ok(Some("stays".to_owned()))
@@ -244,10 +251,14 @@ async fn a_damaged_piece_is_refused() {
     });
     let refused = target.restore(SLOT, Offset(0), damaged.boxed()).await;
     assert!(
-        matches!(refused, Err(RestoreError::Snapshot(_))),
+        matches!(&refused, Err(RestoreError::Source(text)) if text.contains("checksum")),
         "{refused:?}"
     );
-    assert_eq!(loaded(&target).await, SlotPosition::start());
+    assert_eq!(
+        get(target.as_ref(), 3, "any").await,
+        Ok(None),
+        "still loaded"
+    );
     from.drop_schema().await;
     to.drop_schema().await;
 }

@@ -234,6 +234,7 @@ mod tests {
             slot: SLOT,
             from: Offset(0),
             next: Offset(0),
+            records_max: i64::MAX,
             sink,
         }]);
         log.append(SLOT, Token(1), &record(1));
@@ -276,6 +277,7 @@ mod tests {
             slot: SLOT,
             from,
             next,
+            records_max: i64::MAX,
             sink,
         }]);
         for number in 0..5 {

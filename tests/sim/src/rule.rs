@@ -95,7 +95,13 @@ impl Rule {
                 at.released_to = None;
                 at.lease_ms = lease_ms;
             }
-            Body::Command { seq, .. } | Body::Renew { seq, .. } => at.last_seq = seq,
+            Body::Command { seq, time_ms, .. } => {
+                at.last_seq = seq;
+                if time_ms > at.time_ms {
+                    at.time_ms = time_ms;
+                }
+            }
+            Body::Renew { seq, .. } => at.last_seq = seq,
             Body::Release { seq, to, .. } => {
                 at.last_seq = seq;
                 at.released_to = Some(to);

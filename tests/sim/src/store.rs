@@ -18,7 +18,7 @@ use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 use futures::{FutureExt, StreamExt, stream};
 use kvcluster_crds::{Incarnation, SlotId};
-use kvcluster_node::effect::{Applied, SlotPosition, Versioned};
+use kvcluster_node::effect::{Applied, Loaded, Versioned};
 use kvcluster_node::store::overlay::{SlotOverlay, merge};
 use kvcluster_node::store::{Progress, Row, Store, StoreError};
 use tokio::sync::{Notify, oneshot};
@@ -81,23 +81,19 @@ impl SimStore {
         Ok(())
     }
 
-    async fn load_slots(
-        &self,
-        slots: &[SlotId],
-    ) -> Result<Vec<(SlotId, SlotPosition)>, StoreError> {
+    async fn load_slots(&self, slots: &[SlotId]) -> Result<Vec<(SlotId, Loaded)>, StoreError> {
         let inner = &self.inner;
-        let known = |slot: &SlotId| lock(&inner.overlays).contains_key(slot);
-        let new: Vec<SlotId> = slots.iter().copied().filter(|slot| !known(slot)).collect();
-        if !new.is_empty() {
-            let connection = inner.schema.connect().await?;
-            for (slot, position) in connection.load(inner.incarnation, &new).await? {
-                let overlay = || SlotOverlay::new(position);
-                lock(&inner.overlays).entry(slot).or_insert_with(overlay);
-            }
+        let known = |slot: &&SlotId| lock(&inner.overlays).contains_key(*slot);
+        if let Some(slot) = slots.iter().find(known) {
+            return Err(StoreError::Schema(format!("slot {slot} is loaded already")));
         }
-        let overlays = lock(&inner.overlays);
-        let position = |slot: &SlotId| (*slot, overlays[slot].applied().clone());
-        Ok(slots.iter().map(position).collect())
+        let connection = inner.schema.connect().await?;
+        let loaded = connection.load(inner.incarnation, slots).await?;
+        for (slot, loaded) in &loaded {
+            let overlay = SlotOverlay::new(loaded.position.clone());
+            lock(&inner.overlays).insert(*slot, overlay);
+        }
+        Ok(loaded)
     }
 
     async fn get_value(&self, slot: SlotId, key: &Bytes) -> Result<Option<Versioned>, StoreError> {
@@ -167,7 +163,7 @@ impl Store for SimStore {
     fn load<'a>(
         &'a self,
         slots: &'a [SlotId],
-    ) -> BoxFuture<'a, Result<Vec<(SlotId, SlotPosition)>, StoreError>> {
+    ) -> BoxFuture<'a, Result<Vec<(SlotId, Loaded)>, StoreError>> {
         self.load_slots(slots).boxed()
     }
 
@@ -263,7 +259,7 @@ mod tests {
     use std::time::Duration;
 
     use kvcluster_crds::Offset;
-    use kvcluster_node::effect::Effect;
+    use kvcluster_node::effect::{Effect, SlotPosition};
 
     use super::*;
 
@@ -280,6 +276,7 @@ mod tests {
             slot: SLOT,
             offset: Offset(offset),
             effects: vec![Effect::Put { key, value }],
+            dedup: None,
             position,
         });
     }

@@ -1,9 +1,10 @@
 //! Slots that answer at once, or as they are told.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
+use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use kvcluster_crds::{
@@ -12,7 +13,7 @@ use kvcluster_crds::{
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::effect::{Applied, Effect, SlotPosition};
+use crate::effect::{Applied, Effect, Idempotency, SlotPosition};
 use crate::service::{Place, ReadPermit, SlotError, Slots};
 use crate::store::Store;
 use crate::store::memory::MemoryStore;
@@ -30,6 +31,8 @@ pub(super) struct FakeSlots {
     /// Reads that asked for leave.
     pub(super) read_count: AtomicUsize,
     next_offset: AtomicI64,
+    /// Fingerprints and offsets of requests, by idempotency key.
+    known: Mutex<BTreeMap<(SlotId, Bytes), (u64, Offset)>>,
     /// Whether this node has replicas.
     pub(super) has_replica: AtomicBool,
 }
@@ -43,6 +46,7 @@ impl FakeSlots {
             reads: Mutex::default(),
             read_count: AtomicUsize::new(0),
             next_offset: AtomicI64::new(0),
+            known: Mutex::default(),
             has_replica: AtomicBool::new(true),
         })
     }
@@ -82,6 +86,7 @@ impl FakeSlots {
             slot,
             offset,
             effects,
+            dedup: None,
             position,
         });
         offset
@@ -111,6 +116,7 @@ impl Slots for FakeSlots {
         &self,
         slot: SlotId,
         effects: Vec<Effect>,
+        idempotency: Option<Idempotency>,
         _deadline: Instant,
     ) -> BoxFuture<'_, Result<Offset, SlotError>> {
         async move {
@@ -122,7 +128,19 @@ impl Slots for FakeSlots {
                 .lock()
                 .expect("no test panics with it")
                 .pop_front();
-            refused.map_or_else(|| Ok(self.apply(slot, effects)), Err)
+            if let Some(error) = refused {
+                return Err(error);
+            }
+            let Some(Idempotency { key, fingerprint }) = idempotency else {
+                return Ok(self.apply(slot, effects));
+            };
+            let mut known = self.known.lock().expect("no test panics with it");
+            let apply = || (fingerprint, self.apply(slot, effects));
+            let (asked, offset) = *known.entry((slot, key)).or_insert_with(apply);
+            let is_same = asked == fingerprint;
+            is_same
+                .then_some(offset)
+                .ok_or(SlotError::KeyReused { slot })
         }
         .boxed()
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use kvcluster_crds::Offset;
 use kvcluster_node::log::Follow;
-use kvcluster_node::slot::Input;
+use kvcluster_node::slot::{Behind, Input};
 use tokio::time::Instant;
 
 use super::Shared;
@@ -55,35 +55,48 @@ pub(super) async fn read(
         if reader.go_on(&*memory_is_full).await.is_err() {
             return;
         }
+        reader.follow.records_max = i64::MAX;
         next = reader.place;
     }
 }
 
 impl Reader {
-    /// Compares the place with what the log holds; whether reading can begin. If not, the slot was told to freeze.
+    /// Compares the place with what the log holds; whether reading can begin. If not, the slot was told why.
     async fn begin(&self, next: i64) -> bool {
         let mut looks = 0;
         loop {
             self.until_passing().await;
             let (start, end) = self.ends();
-            let reason = if self.place < start {
-                format!(
+            let records_max = self.follow.records_max;
+            let behind = |reason, least, can_replay| {
+                Input::Behind(Behind {
+                    reason,
+                    least: Offset(least),
+                    can_replay,
+                })
+            };
+            let input = if self.place < start {
+                let reason = format!(
                     "the log begins at record {start}, and record {} is needed: it was trimmed",
                     self.place
-                )
+                );
+                behind(reason, start + 1, false)
             } else if end < next {
                 looks += 1;
                 if looks < LOOKS {
                     tokio::time::sleep(LOOK_PAUSE).await;
                     continue;
                 }
-                format!(
+                Input::Freeze(format!(
                     "the log ends at record {end}, and {next} were applied: the topic was emptied or replaced"
-                )
+                ))
+            } else if end - next > records_max {
+                let reason = format!("{} records are more than {records_max}", end - next);
+                behind(reason, next + records_max, true)
             } else {
                 return true;
             };
-            let _ = self.tell(Input::Freeze(reason)).await;
+            let _ = self.tell(input).await;
             return false;
         }
     }

@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use kvcluster_crds::{Incarnation, Offset, SlotId};
-use kvcluster_node::effect::{SlotPosition, Versioned};
+use kvcluster_node::effect::{DedupEntry, Loaded, SlotPosition, Versioned};
+use kvcluster_node::slot::dedup::is_old;
 use kvcluster_node::store::StoreError;
-use kvcluster_node::store::batch::Batch;
+use kvcluster_node::store::batch::{Batch, SlotStep};
 
 use crate::log::Range;
 
@@ -47,6 +48,8 @@ pub struct Tables {
     pub slots: BTreeMap<SlotId, SlotPosition>,
     /// `kv`.
     pub rows: BTreeMap<(SlotId, Bytes), Versioned>,
+    /// `dedup`, by slot, time and version.
+    pub dedup: BTreeMap<(SlotId, u64, i64), DedupEntry>,
 }
 
 /// One schema on one server; clones are the same one.
@@ -214,6 +217,27 @@ impl Server {
     }
 }
 
+impl Tables {
+    /// What a slot whose time is `time_ms` still knows of requests.
+    fn remembered(&self, slot: SlotId, time_ms: u64) -> Vec<DedupEntry> {
+        let of_slot = self.dedup.range((slot, 0, 0)..=(slot, u64::MAX, i64::MAX));
+        let entries = of_slot.map(|(_, entry)| entry);
+        let known = entries.filter(|entry| !is_old(entry.time_ms, time_ms));
+        known.cloned().collect()
+    }
+
+    /// Takes what a step remembers, and forgets what is too old by then.
+    fn remember(&mut self, step: &SlotStep) {
+        for entry in &step.dedup {
+            let place = (step.slot, entry.time_ms, entry.version.0);
+            self.dedup.insert(place, entry.clone());
+        }
+        let time_ms = step.end.time_ms;
+        self.dedup
+            .retain(|(slot, at, _), _| *slot != step.slot || !is_old(*at, time_ms));
+    }
+}
+
 /// What became of a flush.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Outcome {
@@ -268,7 +292,7 @@ impl Connection {
         &self,
         incarnation: Incarnation,
         slots: &[SlotId],
-    ) -> Result<Vec<(SlotId, SlotPosition)>, StoreError> {
+    ) -> Result<Vec<(SlotId, Loaded)>, StoreError> {
         self.statement().await?;
         let mut server = self.schema.lock();
         server.owned(incarnation)?;
@@ -281,9 +305,14 @@ impl Connection {
                 .or_insert_with(SlotPosition::start);
             (*slot, stored.clone())
         };
-        let positions = slots.iter().map(&mut position).collect();
+        let positions: Vec<_> = slots.iter().map(&mut position).collect();
+        let loaded = positions.into_iter().map(|(slot, position)| {
+            let dedup = tables.remembered(slot, position.time_ms);
+            (slot, Loaded { position, dedup })
+        });
+        let loaded = loaded.collect();
         server.commit(tables, true);
-        Ok(positions)
+        Ok(loaded)
     }
 
     /// The offsets of slots, with the owner looked at.
@@ -337,6 +366,7 @@ impl Connection {
             for key in step.deletes() {
                 tables.rows.remove(&(step.slot, key.clone()));
             }
+            tables.remember(step);
         }
         for (slot, key, value, version) in batch.puts() {
             let value = value.clone();

@@ -138,6 +138,7 @@ pub(crate) fn follow(slot: u32, from: i64, next: i64) -> (Follow, Follower) {
         slot: SlotId(slot),
         from: Offset(from),
         next: Offset(next),
+        records_max: i64::MAX,
         sink,
     };
     (follow, Follower { records, fates })
@@ -189,11 +190,16 @@ impl Follower {
         records
     }
 
-    /// Why the slot freezes; records before that are passed over.
+    /// Why the slot is not read on; records before that are passed over. With what would help, where something does.
     pub(crate) async fn freeze(&mut self) -> String {
         loop {
-            if let Input::Freeze(reason) = self.next().await {
-                return reason;
+            match self.next().await {
+                Input::Freeze(reason) => return reason,
+                Input::Behind(behind) => {
+                    assert!(!behind.can_replay, "{behind:?}");
+                    return format!("{}; {} helps", behind.reason, behind.least);
+                }
+                _ => {}
             }
         }
     }

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use futures::TryStreamExt;
 use futures::future::{BoxFuture, LocalBoxFuture};
 use kvcluster_crds::{Epoch, Incarnation, NodeId, Offset, SlotId};
-use kvcluster_node::effect::{Applied, Effect, SlotPosition};
+use kvcluster_node::effect::{Applied, Effect, Loaded, SlotPosition};
 use kvcluster_node::store::{Store, StoreError};
 use kvcluster_sim::store::{How, Step};
 
@@ -142,6 +142,7 @@ impl Opened {
             slot: SlotId(slot),
             offset: Offset(offset),
             effects,
+            dedup: None,
             position: position(offset + 1),
         });
         offset
@@ -196,6 +197,8 @@ pub(crate) fn position(next_offset: i64) -> SlotPosition {
         last_seq: number + 11,
         released_to: number.is_multiple_of(2).then_some(NodeId(u32::MAX)),
         lease_ms: u32::MAX,
+        time_ms: number + 5,
+        whole_at: None,
     }
 }
 
@@ -204,7 +207,9 @@ pub(crate) async fn load(
     slots: &[u32],
 ) -> Result<Vec<(SlotId, SlotPosition)>, StoreError> {
     let slots: Vec<SlotId> = slots.iter().copied().map(SlotId).collect();
-    store.load(&slots).await
+    let loaded = store.load(&slots).await?;
+    let position = |(slot, loaded): (SlotId, Loaded)| (slot, loaded.position);
+    Ok(loaded.into_iter().map(position).collect())
 }
 
 /// What a reader of a key gets: value and version.

@@ -1,8 +1,8 @@
 //! Exhaustive exploration of the slot protocol with the very state machine of the product: every order in which three
 //! replicas, their clients, the log and the clock may act, within bounds.
 //!
-//! What must hold in every state: a write answered "done" stands in the log and counts, once; a write answered "no effect"
-//! never counts, whatever arrives later; no operation shows a client an older state than an operation that had ended
+//! What must hold in every state: a write answered "done" stands in the log and counts, once, also when it is sent again; a
+//! write answered "no effect" never counts, whatever arrives later; no operation shows a client an older state than an operation that had ended
 //! before it began; a replica applies nothing that does not count; nobody freezes.
 
 #![allow(
@@ -39,6 +39,7 @@ const QUIET: Limits = Limits {
     suspicions: 0,
     hand_overs: 0,
     restarts: 0,
+    retries: 0,
     mishaps: 0,
     ticks: 0,
     records: 5,
@@ -182,6 +183,25 @@ const RESTARTS: Exploration = Exploration {
     ],
 };
 
+const RETRIES: Exploration = Exploration {
+    name: "a write that is sent again",
+    limits: Limits {
+        writes: 1,
+        retries: 1,
+        suspicions: 1,
+        mishaps: 1,
+        ticks: 2,
+        ..QUIET
+    },
+    happens: &[
+        ("a retry that repeats", |_, world| world.seen.retry_repeats),
+        ("a retry that takes effect", |_, world| {
+            world.seen.retry_takes_effect
+        }),
+        ("a write lost", |_, world| world.seen.write_lost),
+    ],
+};
+
 impl Model for Exploration {
     type State = World;
     type Action = Action;
@@ -275,6 +295,11 @@ fn hand_over() {
 #[test]
 fn hand_over_reads() {
     HAND_OVER_READS.expect_safe();
+}
+
+#[test]
+fn retries() {
+    RETRIES.expect_safe();
 }
 
 #[test]

@@ -5,10 +5,10 @@ use stateright::Checker;
 
 use super::{
     Exploration, HAND_OVER, HAND_OVER_READS, MISHAPS, READS_BY_LEASE, READS_BY_RECORD, RENEWED,
-    RESTARTS, SAFE, TWO_ELECTIONS, storage,
+    RESTARTS, RETRIES, SAFE, TWO_ELECTIONS, storage,
 };
 
-const CAUGHT_BY: [(Bug, Exploration); seeded::ALL.len()] = [
+const CAUGHT_BY: [(Bug, Exploration); seeded::ALL.len() + seeded::RETRIES.len()] = [
     (Bug::EpochUnchecked, READS_BY_LEASE),
     (Bug::SequenceUnchecked, MISHAPS),
     (Bug::BaseUnchecked, RENEWED),
@@ -24,6 +24,7 @@ const CAUGHT_BY: [(Bug, Exploration); seeded::ALL.len()] = [
     (Bug::LeaseWithoutMargin, READS_BY_LEASE),
     (Bug::LeaseFromReading, TWO_ELECTIONS),
     (Bug::ServesWhileReleasing, HAND_OVER),
+    (Bug::DedupForgotten, RETRIES),
 ];
 
 /// One test for all: the switch is the whole process's.
@@ -55,6 +56,7 @@ fn seeded_bugs_have_counterexamples() {
     }
     seeded::set(None);
     let caught: Vec<Bug> = CAUGHT_BY.iter().map(|(bug, _)| *bug).collect();
-    assert_eq!(caught, seeded::ALL, "every bug has its exploration");
+    let all: Vec<Bug> = seeded::ALL.into_iter().chain(seeded::RETRIES).collect();
+    assert_eq!(caught, all, "every bug has its exploration");
     assert_eq!(missed, [], "not caught");
 }

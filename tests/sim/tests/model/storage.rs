@@ -12,7 +12,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 
 use bytes::Bytes;
 use kvcluster_crds::{Epoch, Incarnation, LogId, NodeId, Offset, SlotId};
-use kvcluster_node::effect::{Applied, Effect, SlotPosition};
+use kvcluster_node::effect::{Applied, Effect, Loaded, SlotPosition};
 use kvcluster_node::log::codec::{Body, Record};
 use kvcluster_node::slot::trim::{Keep, Report, Stored, first_to_keep};
 use kvcluster_node::slot::{Input, Output, Settings, SlotMachine};
@@ -147,9 +147,14 @@ impl Slot {
             log_id: LOG,
             lease_ms: 300,
             reads_by_lease: true,
+            dedup_entries_max: 0,
         };
-        let mut machine = SlotMachine::new(settings, SlotPosition::start(), 0);
-        machine.step(0, Input::Restored(state.position.clone()));
+        let mut machine = SlotMachine::new(settings, Loaded::start(), 0);
+        let loaded = Loaded {
+            position: state.position.clone(),
+            dedup: Vec::new(),
+        };
+        machine.step(0, Input::Restored(Some(loaded)));
         let next = state.position.next_offset.0;
         let mut state = state.clone();
         for offset in SlotMachine::follow_from(&state.position.clone()).0..=next {
@@ -190,6 +195,8 @@ fn script() -> Vec<Body> {
         incarnation: Incarnation(epoch),
         seq,
         effects,
+        idempotency: None,
+        time_ms: 0,
     };
     vec![
         claim(1, None),

@@ -6,11 +6,11 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use kvcluster_crds::{Incarnation, LogId, NodeId, Offset, SlotId, SlotRole};
-use kvcluster_node::effect::{Applied, Effect, SlotPosition};
+use kvcluster_node::effect::{Applied, Effect, Idempotency, Loaded, SlotPosition, fingerprint};
 use kvcluster_node::log::codec::Body;
 use kvcluster_node::service::{ReadPermit, SlotError};
 use kvcluster_node::slot::election::{Hints, PeerHint};
-use kvcluster_node::slot::{Input, Output, RequestId, Settings, SlotMachine, Token};
+use kvcluster_node::slot::{Input, Output, RequestId, Settings, SlotMachine, Token, WriteRequest};
 use kvcluster_sim::rule::Rule;
 
 /// Nodes of the world.
@@ -32,6 +32,8 @@ pub(crate) struct Limits {
     pub(crate) suspicions: u8,
     pub(crate) hand_overs: u8,
     pub(crate) restarts: u8,
+    /// How often the first write is sent again, wherever somebody may lead; if at all, it has an idempotency key.
+    pub(crate) retries: u8,
     /// Acknowledgements lost, records held back, records doubled.
     pub(crate) mishaps: u8,
     pub(crate) ticks: u8,
@@ -56,6 +58,8 @@ pub(crate) enum Action {
     HandOver(usize, usize),
     /// A client writes at a node that leads.
     Write(usize),
+    /// The client of the first write sends it again, at a node that leads.
+    Retry(usize),
     /// A client reads at a node that leads.
     Read(usize),
     /// The oldest record on its way from a node reaches the log.
@@ -145,6 +149,8 @@ struct Read {
 pub(crate) struct Seen {
     pub(crate) writes_done: u8,
     pub(crate) write_lost: bool,
+    pub(crate) retry_repeats: bool,
+    pub(crate) retry_takes_effect: bool,
     pub(crate) read_by_lease: bool,
     pub(crate) read_by_record: bool,
     pub(crate) read_refused: bool,
@@ -154,7 +160,7 @@ pub(crate) struct Seen {
 #[derive(Clone, Debug)]
 pub(crate) struct World {
     limits: Limits,
-    spent: [u8; 5],
+    spent: [u8; 6],
     now: u64,
     log: Vec<Bytes>,
     rule: Rule,
@@ -173,6 +179,9 @@ const HAND_OVERS: usize = 1;
 const RESTARTS: usize = 2;
 const MISHAPS: usize = 3;
 const TICKS: usize = 4;
+const RETRIES: usize = 5;
+/// Names of retries begin here.
+const RETRY: RequestId = 100;
 
 impl World {
     /// Node 0 leads, everybody knows it, and nothing was written.
@@ -183,7 +192,7 @@ impl World {
         };
         let mut world = Self {
             limits,
-            spent: [0; 5],
+            spent: [0; 6],
             now: 0,
             log: Vec::new(),
             rule: Rule::new(LOG),
@@ -206,7 +215,7 @@ impl World {
         for index in 0..NODES {
             world.step(index, Input::Hints(trusting(index)));
         }
-        world.spent = [0; 5];
+        world.spent = [0; 6];
         assert!(world.leads(0) && world.wrong.is_none());
         world
     }
@@ -252,6 +261,9 @@ impl World {
         if self.may_lead(index) {
             if self.writes.len() < limits.writes {
                 out.push(Action::Write(index));
+            }
+            if !self.writes.is_empty() && may(RETRIES, limits.retries) {
+                out.push(Action::Retry(index));
             }
             if self.reads.len() < limits.reads {
                 out.push(Action::Read(index));
@@ -315,18 +327,12 @@ impl World {
                     answer: Answer::Open,
                     stands: None,
                 });
-                let put = Effect::Put {
-                    key: Bytes::from_static(KEY),
-                    value: Bytes::copy_from_slice(&[id as u8]),
-                };
-                self.step(
-                    index,
-                    Input::Write {
-                        id,
-                        effects: vec![put],
-                        deadline_ns: u64::MAX,
-                    },
-                );
+                self.send(index, id, id as u8);
+            }
+            Action::Retry(index) => {
+                let id = RETRY + RequestId::from(self.spent[RETRIES]);
+                self.spent[RETRIES] += 1;
+                self.send(index, id, 0);
             }
             Action::Read(index) => {
                 let id = self.reads.len() as RequestId;
@@ -366,6 +372,26 @@ impl World {
             Action::Answer(number, look) => self.answer(number, look),
             Action::Restart(index, stored) => self.restart(index, stored),
         }
+    }
+
+    /// Sends request `number` to a node.
+    fn send(&mut self, index: usize, id: RequestId, number: u8) {
+        let effects = vec![Effect::Put {
+            key: Bytes::from_static(KEY),
+            value: Bytes::copy_from_slice(&[number]),
+        }];
+        let idempotency = (self.limits.retries > 0).then(|| Idempotency {
+            key: Bytes::copy_from_slice(&[number]),
+            fingerprint: fingerprint(&effects),
+        });
+        let write = WriteRequest {
+            id,
+            effects,
+            idempotency,
+            wall_ms: 0,
+            deadline_ns: u64::MAX,
+        };
+        self.step(index, Input::Write(write));
     }
 
     fn clock(&self, index: usize) -> u64 {
@@ -426,7 +452,7 @@ impl World {
                 let answer = write.answer.clone();
                 if write.stands.replace(offset).is_some() {
                     self.fail("a write took effect twice");
-                } else if answer == Answer::NoEffect {
+                } else if answer == Answer::NoEffect && self.spent[RETRIES] == 0 {
                     self.fail("a write that was said to have no effect took effect");
                 }
             }
@@ -531,6 +557,14 @@ impl World {
                     self.reads[number].looked = looked;
                     self.reads[number].is_open = looked.is_some();
                 }
+                Output::Repeat {
+                    version, is_same, ..
+                } => {
+                    self.seen.retry_repeats = true;
+                    if !is_same || self.writes[0].stands != Some(version.0) {
+                        self.fail("a retry was taken for another write");
+                    }
+                }
                 Output::Frozen(reason) => self.fail(&reason),
                 Output::Place(_) => {}
             }
@@ -556,6 +590,9 @@ impl World {
     }
 
     fn write_answered(&mut self, id: usize, answer: Result<Offset, SlotError>) {
+        if id >= RETRY as usize {
+            return self.retry_answered(&answer);
+        }
         let write = &mut self.writes[id];
         if write.answer != Answer::Open {
             return self.fail("a write was answered twice");
@@ -575,13 +612,23 @@ impl World {
             Err(SlotError::Unknown { .. }) => write.answer = Answer::Unknown,
             Err(error) => {
                 write.answer = Answer::NoEffect;
-                let stands = write.stands.is_some();
+                // It may be there by another attempt.
+                let stands = write.stands.is_some() && self.spent[RETRIES] == 0;
                 self.seen.write_lost |= matches!(error, SlotError::Lost { .. });
                 if stands {
                     self.fail("a write that took effect was said to have none");
                 }
             }
         }
+    }
+
+    fn retry_answered(&mut self, answer: &Result<Offset, SlotError>) {
+        let Ok(offset) = answer else { return };
+        self.seen.retry_takes_effect = true;
+        if self.writes[0].stands != Some(offset.0) {
+            self.fail("a retry was answered by a record that is not the write's");
+        }
+        self.floor = self.floor.max(offset.0);
     }
 
     fn fail(&mut self, what: &str) {
@@ -686,8 +733,10 @@ fn machine(
         log_id: LOG,
         lease_ms: limits.lease_ms[index],
         reads_by_lease: limits.reads_by_lease,
+        dedup_entries_max: usize::from(limits.retries),
     };
-    SlotMachine::new(settings, position, now)
+    let dedup = Vec::new();
+    SlotMachine::new(settings, Loaded { position, dedup }, now)
 }
 
 fn others(me: Option<usize>, alive: bool, can_lead: bool, serves: bool) -> Vec<PeerHint> {

@@ -2,7 +2,8 @@
 //!
 //! The partition loses acknowledgements, drops records and says that it does not know, takes records of dead processes much
 //! later or twice, and holds foreign records and gaps. Processes pause, die, and come back from an older position. Clocks
-//! run up to 4 % fast or slow. Hints about peers are often wrong. After each run the history is checked, see `check`.
+//! run up to 4 % fast or slow. Hints about peers are often wrong. Clients send requests with an idempotency key again, whatever
+//! became of them. After each run the history is checked, see `check`.
 
 #![allow(
     clippy::cast_possible_truncation,
@@ -37,6 +38,9 @@ pub(crate) struct Tally {
     writes_unknown: u64,
     writes_lost: u64,
     writes_unknown_that_took_effect: u64,
+    writes_repeated: u64,
+    writes_repeated_after_unknown: u64,
+    keys_reused: u64,
     reads_by_lease: u64,
     reads_by_record: u64,
     reads_refused_late: u64,
@@ -52,6 +56,9 @@ impl AddAssign for Tally {
         self.writes_unknown += other.writes_unknown;
         self.writes_lost += other.writes_lost;
         self.writes_unknown_that_took_effect += other.writes_unknown_that_took_effect;
+        self.writes_repeated += other.writes_repeated;
+        self.writes_repeated_after_unknown += other.writes_repeated_after_unknown;
+        self.keys_reused += other.keys_reused;
         self.reads_by_lease += other.reads_by_lease;
         self.reads_by_record += other.reads_by_record;
         self.reads_refused_late += other.reads_refused_late;
@@ -134,6 +141,12 @@ fn histories_are_linearizable_and_replicas_agree() {
             writes_unknown_that_took_effect,
             ..
         } = total;
+        let Tally {
+            writes_repeated,
+            writes_repeated_after_unknown,
+            keys_reused,
+            ..
+        } = total;
         for happened in [
             claims_won / 3,
             releases,
@@ -141,6 +154,9 @@ fn histories_are_linearizable_and_replicas_agree() {
             writes_unknown,
             writes_lost,
             writes_unknown_that_took_effect,
+            writes_repeated / 10,
+            writes_repeated_after_unknown,
+            keys_reused,
             reads_by_lease / 50,
             reads_by_record,
             reads_refused_late * 10,

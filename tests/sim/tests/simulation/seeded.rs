@@ -4,13 +4,13 @@ use kvcluster_node::seeded::{self, Bug};
 
 use super::try_run;
 
-const SEEDS: u64 = 1_000;
+const SEEDS: u64 = 2_000;
 
 /// One test for all: the switch is the whole process's.
 #[test]
 fn seeded_bugs_are_noticed() {
     let mut missed = Vec::new();
-    for bug in seeded::ALL {
+    for bug in seeded::ALL.into_iter().chain(seeded::RETRIES) {
         seeded::set(Some(bug));
         match (0..SEEDS).find_map(|seed| Some((seed, try_run(seed).err()?))) {
             Some((seed, wrong)) => println!("{bug:?}: seed {seed}: {wrong}"),
@@ -18,7 +18,8 @@ fn seeded_bugs_are_noticed() {
         }
     }
     seeded::set(None);
-    assert_eq!(missed, BEYOND, "not noticed within {SEEDS} seeds");
+    missed.retain(|bug| !BEYOND.contains(bug));
+    assert_eq!(missed, [], "not noticed within {SEEDS} seeds");
 }
 
 /// The check of the product's program looks for these bytes.
@@ -29,7 +30,7 @@ fn seeded_bugs_leave_a_mark() {
     assert!(own.windows(mark.len()).any(|bytes| bytes == mark));
 }
 
-/// What this simulation cannot see, and the exploration of all orders must.
+/// What this simulation seldom sees or never, and the exploration of all orders must.
 const BEYOND: [Bug; 3] = [
     // All its nodes claim with the same lease.
     Bug::OwnLease,

@@ -5,10 +5,11 @@ use std::collections::{BTreeMap, BinaryHeap};
 
 use bytes::Bytes;
 use kvcluster_crds::{Incarnation, LogId, NodeId, Offset, SlotId};
-use kvcluster_node::effect::{Applied, Effect, SlotPosition};
+use kvcluster_node::effect::{Applied, Effect, Idempotency, Loaded, fingerprint};
 use kvcluster_node::service::{ReadPermit, SlotError};
+use kvcluster_node::slot::dedup::WINDOW_MS;
 use kvcluster_node::slot::election::{Hints, PeerHint};
-use kvcluster_node::slot::{Input, Output, Settings, SlotMachine, Token, View};
+use kvcluster_node::slot::{Input, Output, Settings, SlotMachine, Token, View, WriteRequest};
 
 use super::random::Random;
 
@@ -22,6 +23,10 @@ const CLIENTS_END: u64 = 9_500 * MS;
 const END: u64 = 10_500 * MS;
 const LEASE_MS: u32 = 300;
 const TICK: u64 = 20 * MS;
+/// When the simulation begins by the wall clocks of its nodes, which differ by seconds, milliseconds.
+const WALL_MS: u64 = 1_700_000_000_000;
+/// A client sends one of so many newest requests with a key once more.
+const RETRIED_OF: usize = 8;
 
 /// One life of a node.
 pub(crate) struct Process {
@@ -35,6 +40,7 @@ pub(crate) struct Process {
     cursor: i64,
     clock_rate: u64,
     clock_base: u64,
+    wall_base_ms: u64,
     last_sent: u64,
     last_acknowledged: u64,
 }
@@ -46,9 +52,28 @@ pub(crate) struct Operation {
     pub(crate) kind: Kind,
 }
 
+/// What a client wants to take effect once: sent as often as there are operations for it.
+#[derive(Clone)]
+pub(crate) struct Request {
+    pub(crate) key: Option<u64>,
+    effects: Vec<Effect>,
+}
+
+/// How a write was answered.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Told {
+    /// It stands there.
+    Done { version: Offset, by_record: bool },
+    /// Its key belongs to the request that stands there.
+    Reused { version: Offset },
+    /// Not done, or not known.
+    Refused(SlotError),
+}
+
 pub(crate) enum Kind {
     Write {
-        answer: Option<Result<Offset, SlotError>>,
+        request: usize,
+        answer: Option<Told>,
     },
     Read {
         version: Option<i64>,
@@ -91,6 +116,12 @@ enum Event {
         permit: ReadPermit,
         version: i64,
     },
+    ConfirmRepeat {
+        process: usize,
+        operation: usize,
+        permit: ReadPermit,
+        told: Told,
+    },
     Fault,
     Restart {
         node: usize,
@@ -101,6 +132,7 @@ pub(crate) struct World {
     pub(crate) log: Vec<Option<Bytes>>,
     pub(crate) processes: Vec<Process>,
     pub(crate) operations: Vec<Operation>,
+    pub(crate) requests: Vec<Request>,
     pub(crate) restarts: u64,
     /// A hash of everything that happened, in order.
     pub(crate) trace: u64,
@@ -120,6 +152,7 @@ impl World {
             log: Vec::new(),
             processes: Vec::new(),
             operations: Vec::new(),
+            requests: Vec::new(),
             restarts: 0,
             trace: 0,
             frozen: None,
@@ -163,9 +196,7 @@ impl World {
     }
 
     fn start(&mut self, node: usize, applied: Vec<Applied>) {
-        let position = applied
-            .last()
-            .map_or_else(SlotPosition::start, |last| last.position.clone());
+        let loaded = stored(&applied);
         let clock_base = self.random.within(0, 1 << 40);
         let clock_rate = self.random.within(960, 1_041);
         let incarnation = Incarnation(self.random.next());
@@ -176,10 +207,12 @@ impl World {
             log_id: LOG,
             lease_ms: LEASE_MS,
             reads_by_lease: !self.random.chance(100),
+            dedup_entries_max: usize::MAX,
         };
         let now = clock_base + self.now / 1_000 * clock_rate;
-        let cursor = SlotMachine::follow_from(&position).0;
-        let machine = SlotMachine::new(settings, position, now);
+        let wall_base_ms = WALL_MS + self.random.within(0, 5_000);
+        let cursor = SlotMachine::follow_from(&loaded.position).0;
+        let machine = SlotMachine::new(settings, loaded, now);
         let process = self.processes.len();
         self.processes.push(Process {
             node,
@@ -191,6 +224,7 @@ impl World {
             cursor,
             clock_rate,
             clock_base,
+            wall_base_ms,
             last_sent: 0,
             last_acknowledged: 0,
         });
@@ -264,6 +298,16 @@ impl World {
                     }
                 }
             }
+            Event::ConfirmRepeat {
+                process,
+                operation,
+                permit,
+                told,
+            } => {
+                if permit.confirm(self.processes[process].clock(self.now)) {
+                    self.told(operation, told);
+                }
+            }
             Event::Fault if chaos => self.fault(),
             Event::Fault => {}
             Event::Restart { node } => self.restart(node),
@@ -278,7 +322,8 @@ impl World {
             | Event::Hints { process }
             | Event::Fate { process, .. }
             | Event::Look { process, .. }
-            | Event::Confirm { process, .. } => *process,
+            | Event::Confirm { process, .. }
+            | Event::ConfirmRepeat { process, .. } => *process,
             _ => return None,
         };
         let state = &self.processes[process];
@@ -295,24 +340,43 @@ impl World {
                 Output::Append { token, bytes } => self.append(process, token, bytes),
                 Output::Apply(applied) => self.processes[process].applied.push(applied),
                 Output::WriteAnswer { id, answer } => {
-                    let operation = &mut self.operations[id as usize];
-                    let Kind::Write { answer: slot } = &mut operation.kind else {
-                        panic!("an answer to a write that is a read");
+                    let told = match answer {
+                        Ok(version) => Told::Done {
+                            version,
+                            by_record: true,
+                        },
+                        Err(error) => Told::Refused(error),
                     };
-                    assert!(slot.is_none(), "a write was answered twice");
-                    *slot = Some(answer);
-                    operation.ended = Some(self.now);
+                    self.told(id as usize, told);
+                }
+                Output::Repeat {
+                    id,
+                    version,
+                    is_same,
+                    permit,
+                } => {
+                    let by_record = false;
+                    let told = if is_same {
+                        Told::Done { version, by_record }
+                    } else {
+                        Told::Reused { version }
+                    };
+                    let wait = self.until_looked(&permit);
+                    let operation = id as usize;
+                    self.at(
+                        wait,
+                        Event::ConfirmRepeat {
+                            process,
+                            operation,
+                            permit,
+                            told,
+                        },
+                    );
                 }
                 Output::ReadAnswer { id, answer } => {
                     if let Ok(permit) = answer {
                         let operation = id as usize;
-                        let lingers =
-                            matches!(permit, ReadPermit::Record(_)) && self.random.chance(150);
-                        let wait = if lingers {
-                            self.random.within(0, 1_500 * MS)
-                        } else {
-                            self.some_time(true)
-                        };
+                        let wait = self.until_looked(&permit);
                         self.at(
                             wait,
                             Event::Look {
@@ -328,6 +392,26 @@ impl World {
             }
         }
         self.processes[process].view = self.processes[process].machine.view();
+    }
+
+    fn told(&mut self, operation: usize, told: Told) {
+        let operation = &mut self.operations[operation];
+        let Kind::Write { answer, .. } = &mut operation.kind else {
+            panic!("an answer to a write that is a read");
+        };
+        assert!(answer.is_none(), "a write was answered twice");
+        *answer = Some(told);
+        operation.ended = Some(self.now);
+    }
+
+    /// How long it takes from a permit until it is made use of.
+    fn until_looked(&mut self, permit: &ReadPermit) -> u64 {
+        let lingers = matches!(permit, ReadPermit::Record(_)) && self.random.chance(150);
+        if lingers {
+            self.random.within(0, 1_500 * MS)
+        } else {
+            self.some_time(true)
+        }
     }
 
     fn note(&mut self, output: &Output) {
@@ -484,44 +568,68 @@ impl World {
         let id = self.operations.len() as u64;
         let patience = self.random.within(50, 1_500) * MS;
         let deadline_ns = self.processes[process].clock(self.now) + patience;
-        let writes = self.random.chance(500);
-        let kind = if writes {
-            Kind::Write { answer: None }
-        } else {
-            Kind::Read {
+        let request = self.random.chance(500).then(|| self.request());
+        let kind = match request {
+            Some(request) => Kind::Write {
+                request,
+                answer: None,
+            },
+            None => Kind::Read {
                 version: None,
                 by_lease: false,
                 refused: false,
-            }
+            },
         };
         self.operations.push(Operation {
             begun: self.now,
             ended: None,
             kind,
         });
-        let input = if writes {
-            let key = Bytes::from_static(b"k");
-            let value = Bytes::copy_from_slice(&id.to_be_bytes());
-            let effects = if self.random.chance(100) {
-                vec![
-                    Effect::Put {
-                        key: key.clone(),
-                        value,
-                    },
-                    Effect::Delete { key },
-                ]
-            } else {
-                vec![Effect::Put { key, value }]
-            };
-            Input::Write {
-                id,
-                effects,
-                deadline_ns,
+        let input = match request {
+            Some(request) => {
+                let Request { key, effects } = self.requests[request].clone();
+                Input::Write(WriteRequest {
+                    id,
+                    idempotency: key.map(|key| Idempotency {
+                        key: Bytes::copy_from_slice(&key.to_be_bytes()),
+                        fingerprint: fingerprint(&effects),
+                    }),
+                    effects,
+                    wall_ms: self.processes[process].wall_base_ms + self.now / MS,
+                    deadline_ns,
+                })
             }
-        } else {
-            Input::Read { id, deadline_ns }
+            None => Input::Read { id, deadline_ns },
         };
         self.step(process, input);
+    }
+
+    /// A request that was sent before, whatever became of it, or a new one; now and then with the key of another.
+    fn request(&mut self) -> usize {
+        let named = self.requests.iter().enumerate().rev();
+        let named = named.filter_map(|(number, request)| Some((number, request.key?)));
+        let named: Vec<(usize, u64)> = named.take(RETRIED_OF).collect();
+        let earlier = (!named.is_empty()).then(|| {
+            let place = self.random.within(0, named.len() as u64);
+            named[place as usize]
+        });
+        let number = self.requests.len();
+        let key = match earlier {
+            Some((number, _)) if self.random.chance(300) => return number,
+            Some((_, key)) if self.random.chance(30) => Some(key),
+            _ => self.random.chance(500).then_some(number as u64),
+        };
+        let name = Bytes::from_static(b"k");
+        let value = Bytes::copy_from_slice(&(number as u64).to_be_bytes());
+        let mut effects = vec![Effect::Put {
+            key: name.clone(),
+            value,
+        }];
+        if self.random.chance(100) {
+            effects.push(Effect::Delete { key: name });
+        }
+        self.requests.push(Request { key, effects });
+        number
     }
 
     fn fault(&mut self) {
@@ -590,5 +698,19 @@ impl Process {
 
     fn machine_incarnation(&self) -> Incarnation {
         self.machine.settings().incarnation
+    }
+}
+
+/// What a store that has taken these records gives back.
+fn stored(applied: &[Applied]) -> Loaded {
+    let Some(last) = applied.last() else {
+        return Loaded::start();
+    };
+    let position = last.position.clone();
+    let entries = applied.iter().filter_map(|applied| applied.dedup.clone());
+    let young = entries.filter(|entry| entry.time_ms + WINDOW_MS > position.time_ms);
+    Loaded {
+        dedup: young.collect(),
+        position,
     }
 }

@@ -29,7 +29,8 @@ pub(crate) fn from_the_log(mistake: Option<&str>) -> Result<()> {
             lab::kill(&format!("node-{}", node.id))?;
         }
         let schema = lab.names().schema(SCHEMA_PREFIX, NodeId(node.id));
-        let statement = format!("TRUNCATE \"{schema}\".kv, \"{schema}\".slot_state");
+        let statement =
+            format!("TRUNCATE \"{schema}\".kv, \"{schema}\".slot_state, \"{schema}\".dedup");
         check::query(lab.postgres()?, &statement)?;
     }
     lab::restart_nodes(mistake)

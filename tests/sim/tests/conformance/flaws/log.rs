@@ -255,7 +255,7 @@ impl State {
             }
             Input::CaughtUp if flaw == F::EndsUntold => vec![],
             Input::End(_) if flaw == F::HintsUntold => vec![],
-            Input::Freeze(_) if flaw == F::FreezesUntold => vec![],
+            Input::Freeze(_) | Input::Behind(_) if flaw == F::FreezesUntold => vec![],
             other => self.held.take().into_iter().chain([other]).collect(),
         }
     }

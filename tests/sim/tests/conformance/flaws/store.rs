@@ -7,7 +7,7 @@ use futures::future::{BoxFuture, LocalBoxFuture, pending, ready};
 use futures::stream::BoxStream;
 use futures::{FutureExt, StreamExt};
 use kvcluster_crds::{Offset, SlotId};
-use kvcluster_node::effect::{Applied, Effect, SlotPosition, Versioned};
+use kvcluster_node::effect::{Applied, Effect, Loaded, Versioned};
 use kvcluster_node::store::{Progress, Row, Store, StoreError};
 use kvcluster_sim::store::{How, Step};
 
@@ -210,15 +210,15 @@ impl Store for FlawedStore {
     fn load<'a>(
         &'a self,
         slots: &'a [SlotId],
-    ) -> BoxFuture<'a, Result<Vec<(SlotId, SlotPosition)>, StoreError>> {
+    ) -> BoxFuture<'a, Result<Vec<(SlotId, Loaded)>, StoreError>> {
         async move {
             let loaded = self.inner.load(slots).await;
-            let begin = || slots.iter().map(|slot| (*slot, SlotPosition::start()));
+            let begin = || slots.iter().map(|slot| (*slot, Loaded::start()));
             match self.flaw {
                 F::LoadsTheBegin => Ok(begin().collect()),
                 F::LoadsOneLater => {
                     let mut loaded = loaded?;
-                    for (_, position) in &mut loaded {
+                    for (_, Loaded { position, .. }) in &mut loaded {
                         position.next_offset = position.next_offset.next();
                     }
                     Ok(loaded)

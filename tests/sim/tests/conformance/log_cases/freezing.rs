@@ -51,7 +51,9 @@ async fn one_record_trimmed_too_many_freezes_the_slot(broker: &dyn Broker) -> St
     filled(broker, 10).await;
     broker.trim(0, 5).await;
     let node = broker.node().await;
-    let why = kind(&node.follow(0, 4, 5).freeze().await);
+    let reason = node.follow(0, 4, 5).freeze().await;
+    assert!(reason.ends_with("; 6 helps"), "{reason}");
+    let why = kind(&reason);
     assert_eq!(why, "trimmed");
     why
 }

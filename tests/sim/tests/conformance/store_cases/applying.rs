@@ -25,7 +25,7 @@ pub(super) fn cases() -> Vec<StoreCase> {
         what_is_applied_waits_in_memory,
         a_slot_that_is_not_loaded_cannot_be_read,
         a_store_that_is_not_open_cannot_be_read,
-        a_slot_that_is_loaded_twice_goes_on,
+        a_slot_that_is_loaded_twice_is_refused_and_goes_on,
         slots_may_be_loaded_later,
     ]
 }
@@ -200,15 +200,11 @@ async fn a_store_that_is_not_open_cannot_be_read(database: &dyn Database) -> Str
     kind(&found).to_owned()
 }
 
-async fn a_slot_that_is_loaded_twice_goes_on(database: &dyn Database) -> String {
+async fn a_slot_that_is_loaded_twice_is_refused_and_goes_on(database: &dyn Database) -> String {
     let mut opened = Opened::first(database).await;
     opened.apply(0, &[("a", Some("1"))]);
-    let loaded = load(&*opened, &[0]).await.expect("loads");
-    assert_eq!(
-        loaded,
-        [(SlotId(0), position(1))],
-        "where it has applied to"
-    );
+    let refused = load(&*opened, &[1, 0]).await.expect_err("refused");
+    assert_eq!(kind(&refused), "schema");
     assert_eq!(value(&*opened, 0, "a").await.as_deref(), Some("1"));
     opened.flush().await;
     opened.agrees(database).await
@@ -217,7 +213,7 @@ async fn a_slot_that_is_loaded_twice_goes_on(database: &dyn Database) -> String 
 async fn slots_may_be_loaded_later(database: &dyn Database) -> String {
     let mut opened = Opened::with_slots(database, &[0]).await;
     opened.apply(0, &[("a", Some("1"))]);
-    load(&*opened, &[1, 0]).await.expect("loads");
+    load(&*opened, &[1]).await.expect("loads");
     opened.apply(1, &[("b", Some("2"))]);
     opened.flush().await;
     opened.agrees(database).await
