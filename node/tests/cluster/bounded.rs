@@ -1,7 +1,7 @@
 //! Reads of bounded age at replicas, while the leader writes, and while it is dead.
 
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -12,6 +12,9 @@ use crate::{PATIENCE, SLOTS, alone};
 const WITHIN: Duration = Duration::from_millis(400);
 /// Reads while the leader lives.
 const READS: usize = 600;
+/// Shortest time between the end of what a killed leader vouched for and the next leader, milliseconds: an election begins when
+/// nothing was heard for 600 ms, which is 200 ms after the newest stamp became too old.
+const WAITS_MS: u64 = 100;
 const KEY: &str = "counter";
 
 /// Numbers that were acknowledged, in order, each with when.
@@ -82,10 +85,16 @@ fn reads_are_as_fresh_as_they_say_and_seldom_the_leaders_business() {
         // A dead leader says nothing: its replicas answer as long as the bound allows, and then wait for the next one.
         cluster.kill(leader);
         let before = written();
+        let longest = AtomicU64::new(0);
         cluster.wait_until(PATIENCE, || {
+            let begun = Instant::now();
             read(&cluster, others[1], acknowledged);
+            longest.fetch_max(begun.elapsed().as_millis() as u64, Ordering::SeqCst);
             written() > before + 200
         });
+        let longest = longest.into_inner();
+        println!("without a leader a read waited {longest} ms");
+        assert!(longest >= WAITS_MS, "what nobody vouched for was answered");
         stop.store(true, Ordering::SeqCst);
         cluster.restart(leader);
     });

@@ -90,6 +90,7 @@ fn a_replica_whose_next_record_was_trimmed_says_so_and_the_others_go_on() {
     let _turn = alone();
     let mut cluster = begun();
     // The last that node 2 learns is that node 1 leads.
+    cluster.wait_until(PATIENCE, || cluster.leads_preferred(0));
     cluster.kill(0);
     cluster.wait_until(PATIENCE, || leader_seen_by(&cluster, 2) == Some(NodeId(1)));
     assert!(cluster.terminate(2), "a stop that was asked for ends well");
