@@ -1,11 +1,14 @@
 //! Heartbeats: every node tells through a topic that it lives and what it could do; silence makes it suspected.
 //!
+//! A leader says as well how far its slots were acknowledged at a moment of its wall clock. A replica that has applied so much
+//! knows how old its state is at most: that is freshness, and no safety rests on it.
+//!
 //! Only hints come from here. A node trusts the silence of others only while its own heartbeats come back: else it is the
 //! one that is cut off. After a time without its own it gives everybody a whole suspicion time again.
 
 use std::collections::BTreeMap;
 
-use kvcluster_crds::{Incarnation, LogId, NodeId, SlotId};
+use kvcluster_crds::{Incarnation, LogId, NodeId, Offset, SlotId};
 use serde::{Deserialize, Serialize};
 
 use crate::slot::lease::MS;
@@ -26,6 +29,45 @@ pub struct Heartbeat {
     pub can_lead: SlotSet,
     /// Slots that it leads and serves.
     pub serves: SlotSet,
+    /// How far the slots that it surely leads were acknowledged; none when there are none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub acknowledged: Option<Acknowledged>,
+}
+
+/// How far slots were acknowledged: a replica that has applied all before the offset given for its slot lacks nothing that was
+/// acknowledged before the moment.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Acknowledged {
+    /// The moment, milliseconds since 1970 by the leader's wall clock.
+    pub wall_ms: u64,
+    slots: SlotSet,
+    /// The next offset of each of the slots, in their order. Plain numbers: about ten kilobytes in the heartbeats of all nodes
+    /// together for 1,024 slots.
+    next: Vec<Offset>,
+}
+
+impl Acknowledged {
+    /// Of slots in order, each with its own moment; the earliest of these holds for all. None of none.
+    pub fn new(stamps: impl IntoIterator<Item = (SlotId, u64, Offset)>) -> Option<Self> {
+        let (mut wall_ms, mut slots, mut next) = (None::<u64>, Vec::new(), Vec::new());
+        for (slot, at_ms, offset) in stamps {
+            wall_ms = Some(wall_ms.map_or(at_ms, |earliest| earliest.min(at_ms)));
+            slots.push(slot);
+            next.push(offset);
+        }
+        let slots = slots.into_iter().collect();
+        wall_ms.map(|wall_ms| Self {
+            wall_ms,
+            slots,
+            next,
+        })
+    }
+
+    /// The next offset of `slot`.
+    pub fn next(&self, slot: SlotId) -> Option<Offset> {
+        self.next.get(self.slots.place_of(slot)?).copied()
+    }
 }
 
 /// A set of slots, as the hexadecimal digits of a bitmap: small beside the record that carries it, also for 1,024 slots.
@@ -56,9 +98,27 @@ impl SlotSet {
     /// Whether the set has `slot`.
     pub fn contains(&self, slot: SlotId) -> bool {
         let digit = self.0.as_bytes().get(slot.index() / 4);
-        let bits = digit.and_then(|digit| char::from(*digit).to_digit(16));
-        bits.is_some_and(|bits| bits & (1 << (slot.0 % 4)) != 0)
+        digit.is_some_and(|digit| bits_of(*digit) & (1 << (slot.0 % 4)) != 0)
     }
+
+    /// How many slots of the set stand before `slot`; none when it is not in the set.
+    fn place_of(&self, slot: SlotId) -> Option<usize> {
+        if !self.contains(slot) {
+            return None;
+        }
+        let (before, from) = self.0.as_bytes().split_at(slot.index() / 4);
+        let whole: u32 = before
+            .iter()
+            .map(|digit| bits_of(*digit).count_ones())
+            .sum();
+        let lower = bits_of(from[0]) & ((1 << (slot.0 % 4)) - 1);
+        usize::try_from(whole + lower.count_ones()).ok()
+    }
+}
+
+/// The bits of a hexadecimal digit; what is no digit has none.
+fn bits_of(digit: u8) -> u32 {
+    char::from(digit).to_digit(16).unwrap_or(0)
 }
 
 impl Heartbeat {
@@ -162,6 +222,16 @@ impl Peers {
             .is_some_and(|heard| heard.heartbeat.serves.contains(slot))
     }
 
+    /// The newest that another node said of how far `slot` was acknowledged, if it holds for `since_ms` of the wall clock or later:
+    /// the next offset.
+    pub fn acknowledged(&self, slot: SlotId, since_ms: u64) -> Option<Offset> {
+        let said = self.heard.values();
+        let said = said.filter_map(|heard| heard.heartbeat.acknowledged.as_ref());
+        let fresh = said.filter(|said| said.wall_ms >= since_ms);
+        let of_slot = fresh.filter_map(|said| Some((said.wall_ms, said.next(slot)?)));
+        of_slot.max().map(|(_, next)| next)
+    }
+
     /// A node, not this one, that serves `slot` by what it said last, and is not suspected.
     pub fn server_of(&self, now_ns: u64, slot: SlotId) -> Option<NodeId> {
         let fresh = |heard: &Heard| now_ns.saturating_sub(heard.at_ns) <= self.suspicion_ns;
@@ -187,6 +257,7 @@ mod tests {
             sent_ns,
             can_lead: [SlotId(1), SlotId(9)].into_iter().collect(),
             serves: SlotSet::default(),
+            acknowledged: None,
         }
     }
 
@@ -205,6 +276,68 @@ mod tests {
             !SlotSet("zz".to_owned()).contains(SlotId(0)),
             "what is no digit has no slot"
         );
+    }
+
+    #[test]
+    fn how_far_slots_were_acknowledged_is_found_again() {
+        let stamps = [
+            (0, 70, 5),
+            (1, 60, 0),
+            (6, 80, 7),
+            (8, 75, 8),
+            (1_023, 90, 9),
+        ];
+        let stamps = stamps.map(|(slot, at_ms, next)| (SlotId(slot), at_ms, Offset(next)));
+        let said = Acknowledged::new(stamps).expect("some");
+        assert_eq!(said.wall_ms, 60, "what holds for all");
+        for slot in (0..1_030).map(SlotId) {
+            let expected = stamps.iter().find(|(known, _, _)| *known == slot);
+            assert_eq!(
+                said.next(slot),
+                expected.map(|(_, _, next)| *next),
+                "{slot}"
+            );
+        }
+        assert_eq!(Acknowledged::new([]), None);
+        let cut = Acknowledged {
+            next: vec![Offset(1)],
+            ..said
+        };
+        assert_eq!(
+            (cut.next(SlotId(0)), cut.next(SlotId(6))),
+            (Some(Offset(1)), None)
+        );
+    }
+
+    #[test]
+    fn the_newest_that_is_fresh_enough_counts() {
+        let mut peers = peers();
+        let said = |node, wall_ms, next| Heartbeat {
+            acknowledged: Acknowledged::new([(SlotId(5), wall_ms, Offset(next))]),
+            ..from(node, 7, 0)
+        };
+        peers.observe(SECOND, said(1, 1_000, 10));
+        peers.observe(SECOND, said(2, 1_200, 8));
+        assert_eq!(peers.acknowledged(SlotId(5), 900), Some(Offset(8)));
+        assert_eq!(peers.acknowledged(SlotId(5), 1_200), Some(Offset(8)));
+        assert_eq!(peers.acknowledged(SlotId(5), 1_201), None);
+        assert_eq!(peers.acknowledged(SlotId(4), 900), None);
+        // It does not lead any more, or is not sure of it.
+        peers.observe(SECOND, from(2, 7, 0));
+        assert_eq!(peers.acknowledged(SlotId(5), 900), Some(Offset(10)));
+    }
+
+    #[test]
+    fn a_heartbeat_for_every_slot_stays_small() {
+        let stamps =
+            (0..1_024).map(|slot| (SlotId(slot), 1_700_000_000_000, Offset(1_000_000_000)));
+        let all = Heartbeat {
+            acknowledged: Acknowledged::new(stamps),
+            ..from(1, 7, 0)
+        };
+        let bytes = all.encode().len();
+        assert!(bytes < 12_500, "{bytes}");
+        assert_eq!(Heartbeat::decode(&all.encode()), Some(all));
     }
 
     #[test]

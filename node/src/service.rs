@@ -177,6 +177,10 @@ pub trait Slots: Send + Sync + 'static {
     /// Waits until the replica of `slot` here has applied the record at `offset`, or the deadline; whether it has.
     fn has_applied(&self, slot: SlotId, offset: Offset, deadline: Instant) -> BoxFuture<'_, bool>;
 
+    /// The next offset at which a replica of `slot` holds all that was acknowledged until `within_ms` milliseconds ago, by the
+    /// wall clocks of its leader and of this node; none when no leader elsewhere has said so lately.
+    fn fresh_from(&self, slot: SlotId, within_ms: u64) -> Option<Offset>;
+
     /// The addresses of all nodes, and whether each is this one.
     fn nodes(&self) -> Vec<(NodeId, String)>;
 

@@ -162,6 +162,13 @@ impl SlotMachine {
         self.stopping && self.leading.as_ref().is_none_or(Leading::is_idle)
     }
 
+    /// Whether this replica serves and no other can, at `now_ns`: its lease holds.
+    pub fn surely_leads(&self, now_ns: u64) -> bool {
+        self.leading
+            .as_ref()
+            .is_some_and(|leading| leading.surely_leads(now_ns))
+    }
+
     /// The machine as others may see it.
     pub fn view(&self) -> View {
         let role = match (&self.leading, &self.candidate) {

@@ -157,6 +157,7 @@ impl Shared {
             Level::Linearizable => false,
             Level::Any => true,
             Level::Token(offset) => self.slots.has_applied(slot, offset, patience).await,
+            Level::Bounded { within_ms } => self.is_fresh(slot, within_ms, patience).await,
         };
         if let Some(next) = self.slots.applied(slot).filter(|_| is_fresh) {
             let found = self.get(slot, key, deadline).await?;
@@ -166,6 +167,25 @@ impl Shared {
         let found = self.read(key, deadline).await?;
         let seen = found.as_ref().map(|found| self.token(slot, found.version));
         Ok((found, seen))
+    }
+
+    /// Whether the replica here holds all that was acknowledged until `within_ms` milliseconds ago. It may take a moment to come as
+    /// far as its leader said last.
+    async fn is_fresh(&self, slot: SlotId, within_ms: u64, patience: Instant) -> bool {
+        while let (Some(here), Some(wanted)) = (
+            self.slots.applied(slot),
+            self.slots.fresh_from(slot, within_ms),
+        ) {
+            // Asked again after a wait: what was fresh enough before may not be by now.
+            if here >= wanted {
+                return true;
+            }
+            let last = Offset(wanted.0 - 1);
+            if !self.slots.has_applied(slot, last, patience).await {
+                return false;
+            }
+        }
+        false
     }
 
     /// The token of a record.

@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | `linearizable` (default) | the slot's leader | every write that was acknowledged before |
 //! | `token` | any replica, as soon as it has come so far | what `Kvcluster-Token` stands for |
+//! | `bounded` | any replica that is sure to be so fresh, else the leader | every write that was acknowledged longer ago than `Kvcluster-Max-Staleness-Ms` |
 //! | `any` | any replica | something of the past; also while the slot has no leader |
 
 use std::fmt;
@@ -16,12 +17,18 @@ use crate::api::problem::{ErrorCode, Problem};
 
 const CONSISTENCY: HeaderName = HeaderName::from_static("kvcluster-consistency");
 const TOKEN: HeaderName = HeaderName::from_static("kvcluster-token");
+const MAX_STALENESS: HeaderName = HeaderName::from_static("kvcluster-max-staleness-ms");
+/// How old a bounded read may be when its request does not say, milliseconds: several heartbeats.
+const MAX_STALENESS_DEFAULT_MS: u64 = 1_000;
+/// The oldest that may be asked for, milliseconds.
+const MAX_STALENESS_MS: u64 = 3_600_000;
 
 /// How fresh a read has to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Level {
     Linearizable,
     Token(Offset),
+    Bounded { within_ms: u64 },
     Any,
 }
 
@@ -49,13 +56,17 @@ impl Level {
             None => Ok(by_token.unwrap_or(Self::Linearizable)),
             Some(b"linearizable") => Ok(Self::Linearizable),
             Some(b"any") => Ok(Self::Any),
+            Some(b"bounded") => {
+                let within_ms = max_staleness(headers.get(MAX_STALENESS))?;
+                Ok(Self::Bounded { within_ms })
+            }
             Some(b"token") => by_token.ok_or_else(|| {
                 let detail = format!("{CONSISTENCY}: token needs {TOKEN} with what was seen");
                 Problem::new(ErrorCode::BadRequest, detail)
             }),
             Some(other) => {
                 let detail = format!(
-                    "{CONSISTENCY}: \"{}\" is none of linearizable, token, any",
+                    "{CONSISTENCY}: \"{}\" is none of linearizable, token, bounded, any",
                     other.escape_ascii()
                 );
                 Err(Problem::new(ErrorCode::BadRequest, detail))
@@ -84,6 +95,21 @@ impl fmt::Display for Token {
         } = self;
         write!(f, "{log_id}/{slot}:{offset}")
     }
+}
+
+fn max_staleness(value: Option<&HeaderValue>) -> Result<u64, Problem> {
+    let Some(value) = value else {
+        return Ok(MAX_STALENESS_DEFAULT_MS);
+    };
+    let number = value.to_str().ok().and_then(|text| text.parse().ok());
+    let number = number.filter(|number| (1..=MAX_STALENESS_MS).contains(number));
+    number.ok_or_else(|| {
+        let shown = value.as_bytes().escape_ascii();
+        let detail = format!(
+            "{MAX_STALENESS}: \"{shown}\" is no number of milliseconds from 1 to {MAX_STALENESS_MS}"
+        );
+        Problem::new(ErrorCode::BadRequest, detail)
+    })
 }
 
 fn parse_token(value: &HeaderValue) -> Result<Token, Problem> {
@@ -134,9 +160,23 @@ mod tests {
             level(&[consistency("linearizable"), token]),
             Ok(Level::Linearizable)
         );
+        let bounded = |within_ms| Ok(Level::Bounded { within_ms });
+        assert_eq!(level(&[consistency("bounded")]), bounded(1_000));
+        for (text, within_ms) in [("1", 1), ("3600000", 3_600_000)] {
+            let staleness = ("kvcluster-max-staleness-ms", text);
+            assert_eq!(
+                level(&[consistency("bounded"), staleness]),
+                bounded(within_ms)
+            );
+        }
         let refused = |pairs: &[_]| level(pairs).expect_err("it is refused");
         assert!(refused(&[consistency("token")]).contains("needs kvcluster-token"));
         assert!(refused(&[consistency("strong")]).contains("\"strong\""));
+        for text in ["0", "3600001", "-1", "1.5", "", "1 s"] {
+            let staleness = ("kvcluster-max-staleness-ms", text);
+            let detail = refused(&[consistency("bounded"), staleness]);
+            assert!(detail.contains("from 1 to 3600000"), "{detail}");
+        }
     }
 
     #[test]

@@ -81,6 +81,7 @@ pub(super) async fn send(config: BeatsConfig, registry: Arc<Registry>) -> Result
             tokio::task::spawn_blocking(move || drop(old));
         }
         let (can_lead, serves) = registry.own_sets();
+        let acknowledged = registry.own_acknowledged(clock::wall_ms());
         let about = registry.config();
         let heartbeat = Heartbeat {
             log_id: about.log_id,
@@ -89,6 +90,7 @@ pub(super) async fn send(config: BeatsConfig, registry: Arc<Registry>) -> Result
             sent_ns: clock::now_ns(),
             can_lead,
             serves,
+            acknowledged,
         };
         let bytes = heartbeat.encode();
         let record = BaseRecord::<(), [u8]>::to(&config.topic)

@@ -2,7 +2,7 @@
 //! say. Implements [`Slots`] for the REST side.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 
 use futures::FutureExt;
@@ -22,6 +22,8 @@ use crate::service::{Place, ReadPermit, SlotError, Slots};
 use crate::slot::View;
 use crate::slot::election::{Hints, PeerHint};
 use crate::store::Store;
+
+mod fresh;
 
 /// Reads and writes of a slot that its task has not taken yet, at most.
 pub const REQUESTS_QUEUED_MAX: usize = 8_192;
@@ -63,6 +65,8 @@ struct Entry {
     view: Mutex<Option<View>>,
     /// As far as a replica that goes on has come.
     applied: watch::Sender<Option<Offset>>,
+    /// When the wall clock showed this, in milliseconds, nothing was acknowledged that is not in `view`, which is stored first.
+    acknowledged_ms: AtomicU64,
     stopped: AtomicBool,
 }
 
@@ -82,6 +86,7 @@ impl Registry {
             requests: OnceLock::new(),
             view: Mutex::new(None),
             applied: watch::Sender::new(None),
+            acknowledged_ms: AtomicU64::new(fresh::NEVER),
             stopped: AtomicBool::new(false),
         };
         Self {
@@ -145,8 +150,16 @@ impl Registry {
         self.entry(slot).requests.get().is_some()
     }
 
-    /// Notes what a replica looks like, and who serves its slot.
-    pub(super) fn publish(&self, slot: SlotId, view: View, serving: Option<NodeId>, stopped: bool) {
+    /// Notes what a replica looks like, who serves its slot, and the moment at which all that was acknowledged was in the view,
+    /// when that is sure.
+    pub(super) fn publish(
+        &self,
+        slot: SlotId,
+        view: View,
+        serving: Option<NodeId>,
+        acknowledged_ms: Option<u64>,
+        stopped: bool,
+    ) {
         let entry = self.entry(slot);
         // A replica that stands still does not learn of later leaders.
         let serving = if view.frozen.is_some() {
@@ -164,6 +177,10 @@ impl Registry {
             news
         });
         *entry.view.lock().unwrap_or_else(PoisonError::into_inner) = Some(view);
+        let acknowledged_ms = acknowledged_ms.unwrap_or(fresh::NEVER);
+        entry
+            .acknowledged_ms
+            .store(acknowledged_ms, Ordering::SeqCst);
     }
 
     /// Finds the servers of slots that this node has no replica of, by what heartbeats say.
@@ -446,6 +463,10 @@ impl Slots for Registry {
             matches!(timeout_at(deadline, reached).await, Ok(Ok(_)))
         }
         .boxed()
+    }
+
+    fn fresh_from(&self, slot: SlotId, within_ms: u64) -> Option<Offset> {
+        self.fresh_since(slot, clock::wall_ms().saturating_sub(within_ms))
     }
 
     fn nodes(&self) -> Vec<(NodeId, String)> {

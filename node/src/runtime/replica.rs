@@ -275,8 +275,15 @@ impl Running {
     fn publish(&self) {
         let machine = &self.replica.machine;
         let stopped = machine.has_stopped();
-        self.replica
-            .registry
-            .publish(self.slot, machine.view(), self.serving, stopped);
+        // What was acknowledged here until now is in the view, and while the lease holds nobody else acknowledges anything.
+        let wall_ms = clock::wall_ms();
+        let acknowledged_ms = machine.surely_leads(clock::now_ns()).then_some(wall_ms);
+        self.replica.registry.publish(
+            self.slot,
+            machine.view(),
+            self.serving,
+            acknowledged_ms,
+            stopped,
+        );
     }
 }

@@ -133,6 +133,10 @@ impl Leading {
         self.duty == Duty::Serves
     }
 
+    pub(super) fn surely_leads(&self, now_ns: u64) -> bool {
+        self.serves() && self.clock.holds(now_ns)
+    }
+
     /// Whether it has sent everything that it will ever send, and all of it is judged.
     pub(super) fn is_idle(&self) -> bool {
         let may_send = matches!(self.duty, Duty::Releases { sent: false, .. });

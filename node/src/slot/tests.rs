@@ -550,6 +550,21 @@ fn reads_trust_the_lease_while_it_holds() {
 }
 
 #[test]
+fn who_leads_is_sure_of_it_while_the_lease_holds() {
+    let mut bench = Bench::leader();
+    let end = START + 540 * MS;
+    let surely = |bench: &Bench, now| bench.machine.surely_leads(now);
+    assert!(surely(&bench, end - 1) && !surely(&bench, end));
+    bench.now += 100 * MS;
+    bench.write();
+    bench.deliver();
+    assert!(surely(&bench, end + 99 * MS) && !surely(&bench, end + 100 * MS));
+    bench.step(Input::Stop);
+    assert!(!surely(&bench, bench.now), "it serves no more");
+    assert!(!surely(&Bench::at(SlotPosition::start()), START));
+}
+
+#[test]
 fn one_renew_serves_the_reads_that_came_before_it_was_sent() {
     let mut bench = Bench::leader();
     bench.wait(u64::from(LEASE_MS) * MS);

@@ -12,6 +12,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use kvcluster_crds::names::ClusterNames;
+use kvcluster_crds::slot::slot_of_key;
 use kvcluster_crds::{Assignment, LogId, NodeEntry, NodeId, NodeStatus, SlotAssignment, SlotRole};
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
@@ -415,6 +416,42 @@ impl Cluster {
             status.slots.len() == self.slots as usize
                 && status.slots.iter().all(|slot| slot.caught_up)
         })
+    }
+
+    /// Whether node leads the slot of a key.
+    pub(crate) fn leads(&self, node: usize, key: &str) -> bool {
+        let slot = slot_of_key(key.as_bytes(), self.slots);
+        self.status(node).is_some_and(|status| {
+            let mut slots = status.slots.iter();
+            slots.any(|known| known.slot == slot && known.role == SlotRole::Leader)
+        })
+    }
+
+    /// Requests that a node has sent on to others.
+    pub(crate) fn forwards(&self, node: usize) -> u64 {
+        let answer = request(self.nodes[node].admin, "GET", "/metrics");
+        let body = answer
+            .unwrap_or_else(|_| panic!("node {node} answers"))
+            .body;
+        let text = String::from_utf8(body).expect("text");
+        let lines = text
+            .lines()
+            .filter(|line| line.starts_with("kvcluster_http_forwards_total{"));
+        let counts = lines.filter_map(|line| line.rsplit_once(' ')?.1.parse::<u64>().ok());
+        counts.sum()
+    }
+
+    /// The value of a key, none when it is absent; none of both when the node does not answer.
+    #[expect(clippy::option_option, reason = "no answer, or no value")]
+    pub(crate) fn get_with(&self, node: usize, key: &str, headers: &str) -> Option<Option<String>> {
+        let path = format!("/key/{key}");
+        let answer = request_with(self.nodes[node].rest, "GET", &path, headers).ok()?;
+        let text = || String::from_utf8(answer.body).expect("text");
+        match answer.status {
+            200 => Some(Some(text())),
+            404 => Some(None),
+            _ => None,
+        }
     }
 
     fn led_by(&self, fits: impl Fn(usize) -> bool) -> bool {

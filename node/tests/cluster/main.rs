@@ -8,6 +8,7 @@
     reason = "the numbers of a test are small"
 )]
 
+mod bounded;
 mod fixture;
 mod mishaps;
 mod retries;

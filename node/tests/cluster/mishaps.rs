@@ -90,6 +90,7 @@ fn a_replica_whose_next_record_was_trimmed_takes_the_state_of_another() {
     let _turn = alone();
     let mut cluster = begun();
     // The last that node 2 learns is that node 1 leads.
+    cluster.wait_until(PATIENCE, || cluster.leads_preferred(0));
     cluster.kill(0);
     cluster.wait_until(PATIENCE, || leader_seen_by(&cluster, 2) == Some(NodeId(1)));
     assert!(cluster.terminate(2), "a stop that was asked for ends well");

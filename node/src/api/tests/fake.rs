@@ -33,6 +33,8 @@ pub(super) struct FakeSlots {
     next_offset: AtomicI64,
     /// Fingerprints and offsets of requests, by idempotency key.
     known: Mutex<BTreeMap<(SlotId, Bytes), (u64, Offset)>>,
+    /// How old what a leader said is, milliseconds, and how far its slots were acknowledged then.
+    pub(super) fresh: Mutex<Option<(u64, Offset)>>,
     /// Whether this node has replicas.
     pub(super) has_replica: AtomicBool,
 }
@@ -47,6 +49,7 @@ impl FakeSlots {
             read_count: AtomicUsize::new(0),
             next_offset: AtomicI64::new(0),
             known: Mutex::default(),
+            fresh: Mutex::default(),
             has_replica: AtomicBool::new(true),
         })
     }
@@ -175,6 +178,12 @@ impl Slots for FakeSlots {
 
     fn has_applied(&self, slot: SlotId, offset: Offset, _deadline: Instant) -> BoxFuture<'_, bool> {
         std::future::ready(self.applied(slot).is_some_and(|next| next > offset)).boxed()
+    }
+
+    fn fresh_from(&self, _slot: SlotId, within_ms: u64) -> Option<Offset> {
+        let said = self.fresh.lock().expect("no test panics with it");
+        said.filter(|(age_ms, _)| *age_ms <= within_ms)
+            .map(|(_, next)| next)
     }
 
     fn nodes(&self) -> Vec<(NodeId, String)> {

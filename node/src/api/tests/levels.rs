@@ -1,5 +1,7 @@
 //! Reads that need not be linearizable, and tokens.
 
+use kvcluster_crds::Offset;
+
 use super::*;
 
 async fn get(node: &Node, headers: &[(&'static str, &str)]) -> Answer {
@@ -68,6 +70,40 @@ async fn a_node_without_a_replica_asks_the_leader() {
     let any = get(&node, &[("kvcluster-consistency", "any")]).await;
     assert_eq!(any.text(), (200, "1"));
     assert_eq!(node.slots.read_count.load(Ordering::Relaxed), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_replica_answers_bounded_reads_while_it_is_sure_to_be_fresh() {
+    let node = Node::new();
+    node.send("PUT", "/key/a?value=1").await;
+    let within = async |staleness| {
+        let bounded = ("kvcluster-consistency", "bounded");
+        get(&node, &[bounded, ("kvcluster-max-staleness-ms", staleness)]).await
+    };
+    let asked = || node.slots.read_count.load(Ordering::Relaxed);
+    let say = |age_ms, next| {
+        *node.slots.fresh.lock().expect("free") = Some((age_ms, Offset(next)));
+    };
+    assert_eq!(within("500").await.text(), (200, "1"));
+    assert_eq!(asked(), 1, "nobody has said how fresh the replica is");
+    say(500, 1);
+    assert_eq!(within("500").await.text(), (200, "1"));
+    assert_eq!(asked(), 1, "the replica knows enough");
+    assert_eq!(within("499").await.text(), (200, "1"));
+    assert_eq!(asked(), 2, "that was too long ago");
+    say(0, 2);
+    assert_eq!(within("500").await.text(), (200, "1"));
+    assert_eq!(asked(), 3, "the replica lacks a record");
+    say(0, 0);
+    node.slots.move_all(&Place::Nobody);
+    let read = within("500").await;
+    assert_eq!(
+        (read.text(), token_of(&read).is_empty()),
+        ((200, "1"), false)
+    );
+    node.slots.has_replica.store(false, Ordering::Relaxed);
+    let refused = within("500").await;
+    assert_eq!(refused.problem(), problem(503, "no_leader", "none"));
 }
 
 #[tokio::test]
