@@ -3,8 +3,10 @@
 
 mod beats;
 pub mod clock;
+pub mod host;
 pub mod registry;
 mod replica;
+mod watched;
 
 use std::convert::Infallible;
 use std::io::{BufWriter, Write as _};
@@ -13,28 +15,30 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, bail};
-use kvcluster_crds::{Incarnation, SlotId};
+use kvcluster_crds::Incarnation;
 use ring::rand::{SecureRandom, SystemRandom};
 use tokio::net::TcpListener;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{interval, sleep, timeout};
+use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::api::{self, Api, Ending, Readiness, Routers};
 use crate::args::{DecodeLogArgs, NodeArgs, Reads};
 use crate::assignment::{self, Cluster, Following};
 use crate::log::decode::{self, Change};
-use crate::log::{self, Follow, KafkaLog, KafkaLogConfig, Log, Sink};
+use crate::log::{KafkaLog, KafkaLogConfig};
 use crate::metrics::Metrics;
+use crate::peer::Peers;
 use crate::service::Slots;
 use crate::shutdown;
-use crate::slot::{Settings, SlotMachine};
 use crate::store::postgres::{PostgresConfig, PostgresStore};
 use crate::store::{Store, StoreError};
 use beats::BeatsConfig;
+use clock::Clock;
+use host::Host;
 use registry::{Registry, RegistryConfig};
-use replica::{Inputs, Replica};
 
 /// Pause before PostgreSQL is asked again.
 const STORE_PAUSE: Duration = Duration::from_millis(500);
@@ -61,10 +65,9 @@ impl Drop for Alive {
 /// The parts of a node that work for it.
 struct Node {
     args: NodeArgs,
-    incarnation: Incarnation,
     store: Arc<PostgresStore>,
     registry: Arc<Registry>,
-    stop: watch::Sender<bool>,
+    stop: CancellationToken,
     ended: mpsc::UnboundedSender<&'static str>,
 }
 
@@ -108,16 +111,16 @@ pub async fn run(args: NodeArgs) -> anyhow::Result<()> {
         suspicion_ms: args.times.suspicion_ms,
         unflushed_bytes_max: args.unflushed_bytes_max,
         store: Arc::clone(&store) as Arc<dyn Store>,
+        clock: Clock::boottime(),
     }));
     let servers = Servers::start(&args, &registry, &store, metrics).await?;
     info!(node = args.node_id, %incarnation, listen = %args.listen, "started");
     let (ended, mut ends) = mpsc::unbounded_channel();
     let node = Arc::new(Node {
         args,
-        incarnation,
         store: Arc::clone(&store),
         registry: Arc::clone(&registry),
-        stop: watch::Sender::new(false),
+        stop: CancellationToken::new(),
         ended,
     });
     let mut work = tokio::spawn(Arc::clone(&node).work());
@@ -176,6 +179,8 @@ impl Servers {
             store: Arc::clone(store) as Arc<dyn Store>,
             metrics,
             readiness: readiness.clone(),
+            peers: Peers::over_http(),
+            clock: registry.config().clock.clone(),
         };
         let Routers { rest, admin } = api.routers();
         let (rest_ending, admin_ending) = (Ending::default(), Ending::default());
@@ -195,7 +200,7 @@ impl Servers {
 async fn stop(node: &Node, servers: Servers) {
     servers.readiness.set(false);
     servers.rest_ending.leaving.cancel();
-    node.stop.send_replace(true);
+    node.stop.cancel();
     let released = async {
         while !node.registry.all_stopped() {
             sleep(RELEASE_LOOK).await;
@@ -254,8 +259,16 @@ impl Node {
             Arc::clone(&log),
             Arc::clone(&self.registry),
         ));
+        let host = Host {
+            registry: Arc::clone(&self.registry),
+            log,
+            store: Arc::clone(&self.store) as Arc<dyn Store>,
+            stop: self.stop.clone(),
+            lease_ms: self.args.times.lease_ms,
+            reads_by_lease: self.args.reads == Reads::Lease,
+        };
         loop {
-            let hosted = self.host_new(&log).await?;
+            let hosted = self.host_new(&host).await?;
             for replica in hosted {
                 tasks.spawn(replica);
             }
@@ -344,19 +357,9 @@ impl Node {
     /// Loads the slots that the assignment gives to this node and that it does not have yet.
     async fn host_new(
         &self,
-        log: &Arc<KafkaLog>,
+        host: &Host,
     ) -> anyhow::Result<Vec<impl Future<Output = anyhow::Result<()>> + use<>>> {
-        let Some(assignment) = self.registry.assignment() else {
-            return Ok(Vec::new());
-        };
-        let new: Vec<SlotId> = (0..self.args.slots)
-            .map(SlotId)
-            .filter(|slot| !self.registry.hosts(*slot))
-            .filter(|slot| {
-                let replicas = assignment.slot(*slot);
-                replicas.is_some_and(|replicas| replicas.has_replica(self.args.node()))
-            })
-            .collect();
+        let new = host.missing();
         if new.is_empty() {
             return Ok(Vec::new());
         }
@@ -364,57 +367,14 @@ impl Node {
             .until_available(|| self.store.load(&new))
             .await
             .context("load slots")?;
-        info!(
-            slots = loaded.len(),
-            version = assignment.version,
-            "hosting"
-        );
-        let mut follows = Vec::with_capacity(loaded.len());
-        let replicas: Vec<_> = loaded
-            .into_iter()
-            .map(|(slot, position)| {
-                let settings = Settings {
-                    slot,
-                    node: self.args.node(),
-                    incarnation: self.incarnation,
-                    log_id: self.args.log_id,
-                    lease_ms: self.args.times.lease_ms,
-                    reads_by_lease: self.args.reads == Reads::Lease,
-                };
-                let (records_in, records) = mpsc::channel(log::RECORDS_QUEUED_MAX);
-                let (fates_in, fates) = mpsc::unbounded_channel();
-                let from = SlotMachine::follow_from(&position);
-                let sink = Sink {
-                    records: records_in,
-                    fates: fates_in,
-                };
-                follows.push(Follow {
-                    slot,
-                    from,
-                    next: position.next_offset,
-                    sink,
-                });
-                let requests = self.registry.host(slot);
-                let replica = Replica {
-                    machine: SlotMachine::new(settings, position, clock::now_ns()),
-                    registry: Arc::clone(&self.registry),
-                    log: Arc::clone(log) as Arc<dyn Log>,
-                    store: Arc::clone(&self.store) as Arc<dyn Store>,
-                };
-                let inputs = Inputs {
-                    records,
-                    fates,
-                    requests,
-                    stop: self.stop.subscribe(),
-                };
-                async move {
-                    replica.run(inputs).await;
-                    Err(anyhow!("the task of slot {slot} ended"))
-                }
-            })
-            .collect();
-        log.follow(follows);
-        Ok(replicas)
+        let version = self.registry.assignment().map(|table| table.version);
+        info!(slots = loaded.len(), version, "hosting");
+        let replicas = host.host(loaded).into_iter();
+        let replicas = replicas.map(|(slot, replica)| async move {
+            replica.await;
+            Err(anyhow!("the task of slot {slot} ended"))
+        });
+        Ok(replicas.collect())
     }
 }
 
@@ -425,7 +385,7 @@ async fn care_for_producers(log: Arc<KafkaLog>, registry: Arc<Registry>) -> anyh
     loop {
         let now = looks.tick().await;
         let log = Arc::clone(&log);
-        let now_ns = clock::now_ns();
+        let now_ns = registry.config().clock.now_ns();
         if registry.with_peers(|peers| peers.own_return(now_ns)) {
             answers_since.get_or_insert(now);
         } else {

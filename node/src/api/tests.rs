@@ -53,6 +53,8 @@ impl Node {
             store: Arc::clone(&slots.store) as Arc<dyn Store>,
             metrics: Metrics::new(),
             readiness: readiness.clone(),
+            peers: Peers::over_http(),
+            clock: Clock::boottime(),
         };
         Self {
             slots,

@@ -13,8 +13,9 @@ use kvcluster_crds::{
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout_at};
 
-use super::clock;
+use super::clock::Clock;
 use super::replica::Request;
+use super::watched::Watched;
 use crate::assignment::Known;
 use crate::effect::Effect;
 use crate::heartbeat::{Peers, SlotSet};
@@ -44,6 +45,8 @@ pub struct RegistryConfig {
     pub unflushed_bytes_max: u64,
     /// The state of the slots.
     pub store: Arc<dyn Store>,
+    /// The clock of its leases and elections.
+    pub clock: Clock,
 }
 
 /// What the tasks of a node share.
@@ -57,12 +60,12 @@ pub struct Registry {
 
 /// One slot of the cluster.
 struct Entry {
-    place: watch::Sender<Place>,
+    place: Watched<Place>,
     /// Set when the node holds a replica.
     requests: OnceLock<mpsc::Sender<Request>>,
     view: Mutex<Option<View>>,
     /// As far as a replica that goes on has come.
-    applied: watch::Sender<Option<Offset>>,
+    applied: Watched<Option<Offset>>,
     stopped: AtomicBool,
 }
 
@@ -78,10 +81,10 @@ impl Registry {
             ..
         } = config;
         let entry = || Entry {
-            place: watch::Sender::new(Place::Nobody),
+            place: Watched::new(Place::Nobody),
             requests: OnceLock::new(),
             view: Mutex::new(None),
-            applied: watch::Sender::new(None),
+            applied: Watched::new(None),
             stopped: AtomicBool::new(false),
         };
         Self {
@@ -157,11 +160,7 @@ impl Registry {
         self.set_place(slot, serving);
         entry.stopped.store(stopped, Ordering::SeqCst);
         let applied = view.frozen.is_none().then_some(view.applied);
-        entry.applied.send_if_modified(|known| {
-            let news = *known != applied;
-            *known = applied;
-            news
-        });
+        entry.applied.set(applied);
         *entry.view.lock().unwrap_or_else(PoisonError::into_inner) = Some(view);
     }
 
@@ -256,7 +255,7 @@ impl Registry {
 
     fn heard_to_serve(&self, slot: SlotId) -> Option<NodeId> {
         let peers = self.peers.read().unwrap_or_else(PoisonError::into_inner);
-        peers.server_of(clock::now_ns(), slot)
+        peers.server_of(self.config.clock.now_ns(), slot)
     }
 
     fn set_place(&self, slot: SlotId, serving: Option<NodeId>) {
@@ -272,13 +271,7 @@ impl Registry {
                 })
             }
         };
-        self.entry(slot).place.send_if_modified(|known| {
-            let news = *known != place;
-            if news {
-                *known = place;
-            }
-            news
-        });
+        self.entry(slot).place.set(place);
     }
 
     fn send(&self, slot: SlotId, request: Request) -> Result<(), SlotError> {
@@ -334,17 +327,13 @@ impl Slots for Registry {
     }
 
     fn place(&self, slot: SlotId) -> Place {
-        self.entry(slot).place.borrow().clone()
+        self.entry(slot).place.get()
     }
 
     fn place_changed(&self, slot: SlotId, seen: Place, deadline: Instant) -> BoxFuture<'_, Place> {
-        let mut places = self.entry(slot).place.subscribe();
         async move {
-            let changed = places.wait_for(|place| *place != seen);
-            match timeout_at(deadline, changed).await {
-                Ok(Ok(place)) => place.clone(),
-                Ok(Err(_)) | Err(_) => seen.clone(),
-            }
+            let changed = self.entry(slot).place.wait_for(|place| *place != seen);
+            timeout_at(deadline, changed).await.unwrap_or(seen.clone())
         }
         .boxed()
     }
@@ -362,7 +351,7 @@ impl Slots for Registry {
                 return Err(SlotError::Overloaded { what });
             }
             let (answer, answered) = oneshot::channel();
-            let deadline_ns = clock::at_ns(deadline);
+            let deadline_ns = self.config.clock.at_ns(deadline);
             self.send(
                 slot,
                 Request::Write {
@@ -383,7 +372,7 @@ impl Slots for Registry {
     ) -> BoxFuture<'_, Result<ReadPermit, SlotError>> {
         async move {
             let (answer, answered) = oneshot::channel();
-            let deadline_ns = clock::at_ns(deadline);
+            let deadline_ns = self.config.clock.at_ns(deadline);
             self.send(
                 slot,
                 Request::Read {
@@ -401,14 +390,14 @@ impl Slots for Registry {
     }
 
     fn applied(&self, slot: SlotId) -> Option<Offset> {
-        *self.entry(slot).applied.borrow()
+        self.entry(slot).applied.get()
     }
 
     fn has_applied(&self, slot: SlotId, offset: Offset, deadline: Instant) -> BoxFuture<'_, bool> {
-        let mut applied = self.entry(slot).applied.subscribe();
+        let applied = &self.entry(slot).applied;
         async move {
             let reached = applied.wait_for(|applied| applied.is_some_and(|next| next > offset));
-            matches!(timeout_at(deadline, reached).await, Ok(Ok(_)))
+            timeout_at(deadline, reached).await.is_ok()
         }
         .boxed()
     }
@@ -428,7 +417,7 @@ impl Slots for Registry {
             .map(|(slot, view)| self.slot_status(slot, view))
             .collect();
         let config = &self.config;
-        let now_ns = clock::now_ns();
+        let now_ns = config.clock.now_ns();
         NodeStatus {
             node: config.node,
             incarnation: config.incarnation,

@@ -5,11 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kvcluster_crds::{NodeId, Offset, SlotId};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::{MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
-use super::clock;
 use super::registry::Registry;
 use crate::effect::Effect;
 use crate::log::Log;
@@ -50,7 +50,7 @@ pub(super) struct Inputs {
     pub(super) records: mpsc::Receiver<Input>,
     pub(super) fates: mpsc::UnboundedReceiver<Input>,
     pub(super) requests: mpsc::Receiver<Request>,
-    pub(super) stop: watch::Receiver<bool>,
+    pub(super) stop: CancellationToken,
 }
 
 struct Running {
@@ -80,9 +80,7 @@ impl Replica {
         };
         let mut ticks = interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        if *inputs.stop.borrow() {
-            running.step(Input::Stop);
-        }
+        let mut stopped = false;
         let mut told = Vec::with_capacity(INPUTS_AT_ONCE);
         let mut read = Vec::with_capacity(INPUTS_AT_ONCE);
         let mut asked = Vec::with_capacity(INPUTS_AT_ONCE);
@@ -96,7 +94,10 @@ impl Replica {
                     }
                 }
                 _ = ticks.tick() => running.tick(),
-                Ok(()) = inputs.stop.changed() => running.step(Input::Stop),
+                () = inputs.stop.cancelled(), if !stopped => {
+                    stopped = true;
+                    running.step(Input::Stop);
+                }
                 count = inputs.requests.recv_many(&mut asked, INPUTS_AT_ONCE) => {
                     if count == 0 {
                         return;
@@ -120,8 +121,12 @@ impl Replica {
 }
 
 impl Running {
+    fn now_ns(&self) -> u64 {
+        self.replica.registry.config().clock.now_ns()
+    }
+
     fn tick(&mut self) {
-        let hints = self.replica.registry.hints(clock::now_ns(), self.slot);
+        let hints = self.replica.registry.hints(self.now_ns(), self.slot);
         if hints != self.hints {
             self.hints = hints.clone();
             self.step(Input::Hints(hints));
@@ -157,7 +162,7 @@ impl Running {
     }
 
     fn step(&mut self, input: Input) {
-        for output in self.replica.machine.step(clock::now_ns(), input) {
+        for output in self.replica.machine.step(self.now_ns(), input) {
             match output {
                 Output::Append { token, bytes } => {
                     self.replica.log.append(self.slot, token, &bytes);
