@@ -16,6 +16,7 @@ use tokio::time::Instant;
 
 use crate::metrics::{Metrics, RequestLabels};
 use crate::peer::Peers;
+use crate::runtime::clock::Clock;
 use crate::service::Slots;
 use crate::store::{Snapshots, Store};
 
@@ -59,6 +60,10 @@ pub struct Api {
     pub metrics: Arc<Metrics>,
     /// What `/readyz` says.
     pub readiness: Readiness,
+    /// The way to the other nodes.
+    pub peers: Peers,
+    /// The clock of leases.
+    pub clock: Clock,
 }
 
 /// The two ports.
@@ -76,6 +81,7 @@ struct Shared {
     metrics: Arc<Metrics>,
     readiness: Readiness,
     peers: Peers,
+    clock: Clock,
     admission: Admission,
     scans: Arc<Semaphore>,
     /// Longest time of a client's request.
@@ -96,7 +102,8 @@ impl Api {
             admission: Admission::new(self.metrics.rest.in_flight.clone()),
             metrics: self.metrics,
             readiness: self.readiness,
-            peers: Peers::new(),
+            peers: self.peers,
+            clock: self.clock,
             scans: Arc::new(Semaphore::new(SCANS_MAX)),
             request_time,
         });

@@ -1,14 +1,18 @@
 //! The other nodes, over kept-open HTTP/1.1 connections: what this node cannot answer itself goes to the slot's leader.
 //!
 //! Requests between nodes have routes of their own (`api/internal.rs`), which never forward again. What decides whether a
-//! write may be tried again is [`PeerError`]: `NeverSent` means that no connection was made.
+//! write may be tried again is [`PeerError`]: `NeverSent` means that no connection was made. What carries them is an
+//! argument, so that nodes can be run without a network.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use axum::body::Body;
 use axum::http::{HeaderName, HeaderValue, Method, Request, Response};
 use bytes::Bytes;
+use futures::FutureExt;
+use futures::future::BoxFuture;
 use http_body_util::{BodyExt, Full, Limited};
-use hyper::body::Incoming;
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
@@ -50,21 +54,49 @@ pub enum PeerError {
     },
 }
 
-/// The connections.
-#[derive(Clone, Debug)]
-pub struct Peers {
-    client: Client<HttpConnector, Full<Bytes>>,
+/// Carries requests to other nodes.
+pub trait Transport: Send + Sync + 'static {
+    /// Sends a request to `address` (`host:port`) and waits for the head of the answer, however long that takes.
+    fn send<'a>(
+        &'a self,
+        address: &'a str,
+        request: Request<Full<Bytes>>,
+    ) -> BoxFuture<'a, Result<Response<Body>, PeerError>>;
 }
 
-impl Default for Peers {
-    fn default() -> Self {
-        Self::new()
+/// The other nodes.
+#[derive(Clone)]
+pub struct Peers(Arc<dyn Transport>);
+
+/// Kept-open connections.
+struct Http(Client<HttpConnector, Full<Bytes>>);
+
+impl Transport for Http {
+    fn send<'a>(
+        &'a self,
+        address: &'a str,
+        request: Request<Full<Bytes>>,
+    ) -> BoxFuture<'a, Result<Response<Body>, PeerError>> {
+        let answer = self.0.request(request).map(move |answer| match answer {
+            Ok(response) => Ok(response.map(Body::new)),
+            Err(error) if error.is_connect() => Err(PeerError::NeverSent {
+                address: address.to_owned(),
+                reason: chain(&error),
+            }),
+            Err(error) => Err(no_answer(address, &chain(&error))),
+        });
+        answer.boxed()
     }
 }
 
 impl Peers {
-    /// No connection yet.
-    pub fn new() -> Self {
+    /// Over a transport of somebody else's.
+    pub fn over(transport: Arc<dyn Transport>) -> Self {
+        Self(transport)
+    }
+
+    /// Over HTTP; no connection yet.
+    pub fn over_http() -> Self {
         let mut connector = HttpConnector::new();
         connector.set_connect_timeout(Some(Duration::from_millis(CONNECT_MS)));
         connector.set_nodelay(true);
@@ -75,7 +107,7 @@ impl Peers {
             .pool_idle_timeout(Duration::from_secs(IDLE_SECONDS))
             .pool_max_idle_per_host(IDLE_CONNECTIONS_PER_NODE)
             .build(connector);
-        Self { client }
+        Self(Arc::new(Http(client)))
     }
 
     /// Sends a request to `address` (`host:port`), with one header more where there is one, and waits for the head of the
@@ -88,11 +120,7 @@ impl Peers {
         header: Option<(HeaderName, HeaderValue)>,
         body: Bytes,
         deadline: Instant,
-    ) -> Result<Response<Incoming>, PeerError> {
-        let never_sent = |reason: String| PeerError::NeverSent {
-            address: address.to_owned(),
-            reason,
-        };
+    ) -> Result<Response<Body>, PeerError> {
         let left = deadline
             .saturating_duration_since(Instant::now())
             .as_millis();
@@ -101,20 +129,20 @@ impl Peers {
             .uri(format!("http://{address}{path}"))
             .header(TIME_LEFT, left.to_string())
             .body(Full::new(body))
-            .map_err(|error| never_sent(error.to_string()))?;
+            .map_err(|error| PeerError::NeverSent {
+                address: address.to_owned(),
+                reason: error.to_string(),
+            })?;
         request.headers_mut().extend(header);
-        match tokio::time::timeout_at(deadline, self.client.request(request)).await {
-            Ok(Ok(response)) => Ok(response),
-            Ok(Err(error)) if error.is_connect() => Err(never_sent(chain(&error))),
-            Ok(Err(error)) => Err(no_answer(address, &chain(&error))),
-            Err(_) => Err(no_answer(address, "the time is over")),
-        }
+        tokio::time::timeout_at(deadline, self.0.send(address, request))
+            .await
+            .unwrap_or_else(|_| Err(no_answer(address, "the time is over")))
     }
 
     /// The body of an answer, of at most `limit` bytes.
     pub async fn body(
         address: &str,
-        response: Response<Incoming>,
+        response: Response<Body>,
         limit: usize,
         deadline: Instant,
     ) -> Result<Bytes, PeerError> {

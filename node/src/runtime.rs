@@ -3,10 +3,12 @@
 
 mod beats;
 pub mod clock;
+pub mod host;
 pub mod registry;
 mod replica;
-mod restore;
+pub mod restore;
 mod trim;
+mod watched;
 
 use std::convert::Infallible;
 use std::io::{BufWriter, Write as _};
@@ -15,28 +17,30 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, bail};
-use kvcluster_crds::{Incarnation, Offset, SlotId};
+use kvcluster_crds::Incarnation;
 use ring::rand::{SecureRandom, SystemRandom};
 use tokio::net::TcpListener;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{interval, sleep, timeout};
+use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::api::{self, Api, Ending, Readiness, Routers};
 use crate::args::{DecodeLogArgs, NodeArgs, Reads};
 use crate::assignment::{self, Cluster, Following};
 use crate::log::decode::{self, Change};
-use crate::log::{self, Follow, KafkaLog, KafkaLogConfig, Log, Sink};
+use crate::log::{KafkaLog, KafkaLogConfig};
 use crate::metrics::Metrics;
+use crate::peer::Peers;
 use crate::service::Slots;
 use crate::shutdown;
-use crate::slot::{Behind, Input, Settings, SlotMachine};
 use crate::store::postgres::{PostgresConfig, PostgresStore};
 use crate::store::{Snapshots, Store, StoreError};
 use beats::BeatsConfig;
+use clock::Clock;
+use host::Host;
 use registry::{Registry, RegistryConfig};
-use replica::{Inputs, Replica};
 use restore::Restorer;
 use trim::Trimmer;
 
@@ -67,11 +71,9 @@ impl Drop for Alive {
 /// The parts of a node that work for it.
 struct Node {
     args: NodeArgs,
-    incarnation: Incarnation,
     store: Arc<PostgresStore>,
     registry: Arc<Registry>,
-    restorer: Arc<Restorer>,
-    stop: watch::Sender<bool>,
+    stop: CancellationToken,
     ended: mpsc::UnboundedSender<&'static str>,
 }
 
@@ -115,21 +117,16 @@ pub async fn run(args: NodeArgs) -> anyhow::Result<()> {
         suspicion_ms: args.times.suspicion_ms,
         unflushed_bytes_max: args.unflushed_bytes_max,
         store: Arc::clone(&store) as Arc<dyn Store>,
+        clock: Clock::of_machine(),
     }));
     let servers = Servers::start(&args, &registry, &store, metrics).await?;
     info!(node = args.node_id, %incarnation, listen = %args.listen, "started");
     let (ended, mut ends) = mpsc::unbounded_channel();
     let node = Arc::new(Node {
         args,
-        incarnation,
-        restorer: Arc::new(Restorer::new(
-            Arc::clone(&registry),
-            Arc::clone(&store) as Arc<dyn Store>,
-            Arc::clone(&store) as Arc<dyn Snapshots>,
-        )),
         store: Arc::clone(&store),
         registry: Arc::clone(&registry),
-        stop: watch::Sender::new(false),
+        stop: CancellationToken::new(),
         ended,
     });
     let mut work = tokio::spawn(Arc::clone(&node).work());
@@ -189,6 +186,8 @@ impl Servers {
             snapshots: Arc::clone(store) as Arc<dyn Snapshots>,
             metrics,
             readiness: readiness.clone(),
+            peers: Peers::over_http(),
+            clock: registry.config().clock.clone(),
         };
         let Routers { rest, admin } = api.routers();
         let (rest_ending, admin_ending) = (Ending::default(), Ending::default());
@@ -208,7 +207,7 @@ impl Servers {
 async fn stop(node: &Node, servers: Servers) {
     servers.readiness.set(false);
     servers.rest_ending.leaving.cancel();
-    node.stop.send_replace(true);
+    node.stop.cancel();
     let released = async {
         while !node.registry.all_stopped() {
             sleep(RELEASE_LOOK).await;
@@ -276,8 +275,24 @@ impl Node {
             trimmer.run().await;
             Ok(())
         });
+        let host = Host {
+            registry: Arc::clone(&self.registry),
+            log,
+            store: Arc::clone(&self.store) as Arc<dyn Store>,
+            stop: self.stop.clone(),
+            lease_ms: self.args.times.lease_ms,
+            reads_by_lease: self.args.reads == Reads::Lease,
+            dedup_entries_max: (DEDUP_ENTRIES_MAX / self.args.slots) as usize,
+            snapshot_from_records: self.args.trim.snapshot_from_records,
+            restorer: Restorer::new(
+                Arc::clone(&self.registry),
+                Arc::clone(&self.store) as Arc<dyn Store>,
+                Arc::clone(&self.store) as Arc<dyn Snapshots>,
+                Peers::over_http(),
+            ),
+        };
         loop {
-            let hosted = self.host_new(&log).await?;
+            let hosted = self.host_new(&host).await?;
             for replica in hosted {
                 tasks.spawn(replica);
             }
@@ -366,19 +381,9 @@ impl Node {
     /// Loads the slots that the assignment gives to this node and that it does not have yet.
     async fn host_new(
         &self,
-        log: &Arc<KafkaLog>,
+        host: &Host,
     ) -> anyhow::Result<Vec<impl Future<Output = anyhow::Result<()>> + use<>>> {
-        let Some(assignment) = self.registry.assignment() else {
-            return Ok(Vec::new());
-        };
-        let new: Vec<SlotId> = (0..self.args.slots)
-            .map(SlotId)
-            .filter(|slot| !self.registry.hosts(*slot))
-            .filter(|slot| {
-                let replicas = assignment.slot(*slot);
-                replicas.is_some_and(|replicas| replicas.has_replica(self.args.node()))
-            })
-            .collect();
+        let new = host.missing();
         if new.is_empty() {
             return Ok(Vec::new());
         }
@@ -386,68 +391,14 @@ impl Node {
             .until_available(|| self.store.load(&new))
             .await
             .context("load slots")?;
-        info!(
-            slots = loaded.len(),
-            version = assignment.version,
-            "hosting"
-        );
-        let mut follows = Vec::with_capacity(loaded.len());
-        let replicas: Vec<_> = loaded
-            .into_iter()
-            .map(|(slot, loaded)| {
-                let settings = Settings {
-                    slot,
-                    node: self.args.node(),
-                    incarnation: self.incarnation,
-                    log_id: self.args.log_id,
-                    lease_ms: self.args.times.lease_ms,
-                    reads_by_lease: self.args.reads == Reads::Lease,
-                    dedup_entries_max: (DEDUP_ENTRIES_MAX / self.args.slots) as usize,
-                };
-                let (records_in, records) = mpsc::channel(log::RECORDS_QUEUED_MAX);
-                let (fates_in, fates) = mpsc::unbounded_channel();
-                let position = &loaded.position;
-                let sink = Sink {
-                    records: records_in,
-                    fates: fates_in,
-                };
-                let records_max = self.args.trim.snapshot_from_records;
-                if position.needs_snapshot() {
-                    let behind = Input::Behind(Behind {
-                        reason: "a snapshot of another replica was begun and is not whole"
-                            .to_owned(),
-                        least: Offset(0),
-                        can_replay: false,
-                    });
-                    let queued = sink.records.try_send(behind);
-                    queued.expect("the queue is new");
-                } else {
-                    follows.push(Follow::at(slot, position, records_max, sink.clone()));
-                }
-                let requests = self.registry.host(slot);
-                let replica = Replica {
-                    machine: SlotMachine::new(settings, loaded, clock::now_ns()),
-                    registry: Arc::clone(&self.registry),
-                    log: Arc::clone(log) as Arc<dyn Log>,
-                    store: Arc::clone(&self.store) as Arc<dyn Store>,
-                    restorer: Arc::clone(&self.restorer),
-                    sink,
-                    records_max,
-                };
-                let inputs = Inputs {
-                    records,
-                    fates,
-                    requests,
-                    stop: self.stop.subscribe(),
-                };
-                async move {
-                    replica.run(inputs).await;
-                    Err(anyhow!("the task of slot {slot} ended"))
-                }
-            })
-            .collect();
-        log.follow(follows);
-        Ok(replicas)
+        let version = self.registry.assignment().map(|table| table.version);
+        info!(slots = loaded.len(), version, "hosting");
+        let replicas = host.host(loaded).into_iter();
+        let replicas = replicas.map(|(slot, replica)| async move {
+            replica.await;
+            Err(anyhow!("the task of slot {slot} ended"))
+        });
+        Ok(replicas.collect())
     }
 }
 
@@ -458,7 +409,7 @@ async fn care_for_producers(log: Arc<KafkaLog>, registry: Arc<Registry>) -> anyh
     loop {
         let now = looks.tick().await;
         let log = Arc::clone(&log);
-        let now_ns = clock::now_ns();
+        let now_ns = registry.config().clock.now_ns();
         if registry.with_peers(|peers| peers.own_return(now_ns)) {
             answers_since.get_or_insert(now);
         } else {

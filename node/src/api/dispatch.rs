@@ -25,7 +25,6 @@ use crate::api::problem::{ErrorCode, Problem};
 use crate::effect::{Effect, VALUE_BYTES_MAX, Versioned};
 use crate::metrics::ForwardLabels;
 use crate::peer::{PeerError, Peers};
-use crate::runtime::clock;
 use crate::service::Place;
 
 /// Longest time of a request, seconds; a client cannot extend it.
@@ -232,7 +231,7 @@ impl Shared {
             let permit = permit.map_err(|error| Failure::from(Problem::from(error)))?;
             let found = self.get(slot, key, deadline).await;
             let found = found.map_err(Failure::Final)?;
-            if permit.confirm(clock::now_ns()) {
+            if permit.confirm(self.clock.now_ns()) {
                 return Ok(found);
             }
             if Instant::now() >= deadline {
@@ -264,6 +263,7 @@ impl Shared {
             }
         };
         let answer = tokio::select! {
+            biased;
             answer = asked => answer,
             () = patience => Err(PeerError::NoAnswer {
                 address: address.to_owned(),
@@ -298,6 +298,7 @@ impl Shared {
         let path = internal::read_path(slot);
         let nothing = |why: String| Failure::Nothing(Problem::new(ErrorCode::NoLeader, why));
         let answer = tokio::select! {
+            biased;
             answer = self.ask(address, &path, None, key.clone(), deadline) => answer,
             _ = self.slots.place_changed(slot, place.clone(), deadline) => {
                 return Err(nothing(format!("slot {slot} changed its leader")));

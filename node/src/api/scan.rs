@@ -20,7 +20,6 @@ use axum::routing::any;
 use bytes::Bytes;
 use futures::stream::BoxStream;
 use futures::{Stream, StreamExt, TryStreamExt, stream};
-use http_body_util::BodyExt;
 use kvcluster_crds::SlotId;
 use tokio::time::Instant;
 
@@ -31,7 +30,6 @@ use crate::api::frames::Decoder;
 use crate::api::internal;
 use crate::api::problem::{ErrorCode, Problem};
 use crate::peer::Peers;
-use crate::runtime::clock;
 use crate::service::Place;
 use crate::store::Row;
 
@@ -160,7 +158,7 @@ impl Shared {
             let rows = rows
                 .map_err(|_| Failure::Final(too_late("beginning a scan")))?
                 .map_err(|error| Failure::Final(error.into()))?;
-            if permit.confirm(clock::now_ns()) {
+            if permit.confirm(self.clock.now_ns()) {
                 return Ok(rows);
             }
             if Instant::now() >= deadline {

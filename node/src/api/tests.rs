@@ -55,6 +55,8 @@ impl Node {
             snapshots: Arc::clone(&slots.store) as Arc<dyn Snapshots>,
             metrics: Metrics::new(),
             readiness: readiness.clone(),
+            peers: Peers::over_http(),
+            clock: Clock::of_machine(),
         };
         Self {
             slots,

@@ -11,7 +11,6 @@ use rdkafka::producer::{BaseRecord, ProducerContext, ThreadedProducer};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tracing::{debug, info, warn};
 
-use super::clock;
 use super::registry::Registry;
 use crate::heartbeat::Heartbeat;
 use crate::log::LogError;
@@ -38,7 +37,7 @@ pub(super) fn listen(
         match seen {
             Seen::Record(_, bytes) => {
                 if let Some(heartbeat) = Heartbeat::decode(&bytes) {
-                    let now_ns = clock::now_ns();
+                    let now_ns = registry.config().clock.now_ns();
                     registry.with_peers(|peers| peers.observe(now_ns, heartbeat));
                 }
             }
@@ -81,13 +80,13 @@ pub(super) async fn send(config: BeatsConfig, registry: Arc<Registry>) -> Result
             tokio::task::spawn_blocking(move || drop(old));
         }
         let (can_lead, serves) = registry.own_sets();
-        let acknowledged = registry.own_acknowledged(clock::wall_ms());
+        let acknowledged = registry.own_acknowledged(registry.config().clock.wall_ms());
         let about = registry.config();
         let heartbeat = Heartbeat {
             log_id: about.log_id,
             node: about.node,
             incarnation: about.incarnation,
-            sent_ns: clock::now_ns(),
+            sent_ns: about.clock.now_ns(),
             can_lead,
             serves,
             acknowledged,
@@ -120,7 +119,7 @@ fn look_at_return(
     returned: bool,
     last_error: &Mutex<String>,
 ) -> bool {
-    let now_ns = clock::now_ns();
+    let now_ns = registry.config().clock.now_ns();
     let returns = registry.with_peers(|peers| peers.own_return(now_ns));
     if returns {
         if !returned {

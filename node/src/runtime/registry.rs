@@ -13,8 +13,9 @@ use kvcluster_crds::{
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout_at};
 
-use super::clock;
+use super::clock::Clock;
 use super::replica::{Request, Written};
+use super::watched::Watched;
 use crate::assignment::Known;
 use crate::effect::{Effect, Idempotency};
 use crate::heartbeat::{Peers, SlotSet};
@@ -46,6 +47,8 @@ pub struct RegistryConfig {
     pub unflushed_bytes_max: u64,
     /// The state of the slots.
     pub store: Arc<dyn Store>,
+    /// The clock of its leases and elections.
+    pub clock: Clock,
 }
 
 /// What the tasks of a node share.
@@ -59,12 +62,12 @@ pub struct Registry {
 
 /// One slot of the cluster.
 struct Entry {
-    place: watch::Sender<Place>,
+    place: Watched<Place>,
     /// Set when the node holds a replica.
     requests: OnceLock<mpsc::Sender<Request>>,
     view: Mutex<Option<View>>,
     /// As far as a replica that goes on has come.
-    applied: watch::Sender<Option<Offset>>,
+    applied: Watched<Option<Offset>>,
     /// When the wall clock showed this, in milliseconds, nothing was acknowledged that is not in `view`, which is stored first.
     acknowledged_ms: AtomicU64,
     stopped: AtomicBool,
@@ -82,10 +85,10 @@ impl Registry {
             ..
         } = config;
         let entry = || Entry {
-            place: watch::Sender::new(Place::Nobody),
+            place: Watched::new(Place::Nobody),
             requests: OnceLock::new(),
             view: Mutex::new(None),
-            applied: watch::Sender::new(None),
+            applied: Watched::new(None),
             acknowledged_ms: AtomicU64::new(fresh::NEVER),
             stopped: AtomicBool::new(false),
         };
@@ -170,12 +173,7 @@ impl Registry {
         self.set_place(slot, serving);
         entry.stopped.store(stopped, Ordering::SeqCst);
         let readable = view.frozen.is_none() && view.whole;
-        let applied = readable.then_some(view.applied);
-        entry.applied.send_if_modified(|known| {
-            let news = *known != applied;
-            *known = applied;
-            news
-        });
+        entry.applied.set(readable.then_some(view.applied));
         *entry.view.lock().unwrap_or_else(PoisonError::into_inner) = Some(view);
         let acknowledged_ms = acknowledged_ms.unwrap_or(fresh::NEVER);
         entry
@@ -274,7 +272,7 @@ impl Registry {
 
     pub(super) fn heard_to_serve(&self, slot: SlotId) -> Option<NodeId> {
         let peers = self.peers.read().unwrap_or_else(PoisonError::into_inner);
-        peers.server_of(clock::now_ns(), slot)
+        peers.server_of(self.config.clock.now_ns(), slot)
     }
 
     fn set_place(&self, slot: SlotId, serving: Option<NodeId>) {
@@ -290,13 +288,7 @@ impl Registry {
                 })
             }
         };
-        self.entry(slot).place.send_if_modified(|known| {
-            let news = *known != place;
-            if news {
-                *known = place;
-            }
-            news
-        });
+        self.entry(slot).place.set(place);
     }
 
     fn send(&self, slot: SlotId, request: Request) -> Result<(), SlotError> {
@@ -321,7 +313,7 @@ impl Registry {
         deadline: Instant,
     ) -> Result<Written, SlotError> {
         let (answer, answered) = oneshot::channel();
-        let deadline_ns = clock::at_ns(deadline);
+        let deadline_ns = self.config.clock.at_ns(deadline);
         self.send(
             slot,
             Request::Write {
@@ -373,17 +365,13 @@ impl Slots for Registry {
     }
 
     fn place(&self, slot: SlotId) -> Place {
-        self.entry(slot).place.borrow().clone()
+        self.entry(slot).place.get()
     }
 
     fn place_changed(&self, slot: SlotId, seen: Place, deadline: Instant) -> BoxFuture<'_, Place> {
-        let mut places = self.entry(slot).place.subscribe();
         async move {
-            let changed = places.wait_for(|place| *place != seen);
-            match timeout_at(deadline, changed).await {
-                Ok(Ok(place)) => place.clone(),
-                Ok(Err(_)) | Err(_) => seen.clone(),
-            }
+            let changed = self.entry(slot).place.wait_for(|place| *place != seen);
+            timeout_at(deadline, changed).await.unwrap_or(seen.clone())
         }
         .boxed()
     }
@@ -415,7 +403,7 @@ impl Slots for Registry {
                         version,
                         is_same,
                         permit,
-                    } if permit.confirm(clock::now_ns()) => {
+                    } if permit.confirm(self.config.clock.now_ns()) => {
                         return is_same
                             .then_some(version)
                             .ok_or(SlotError::KeyReused { slot });
@@ -435,7 +423,7 @@ impl Slots for Registry {
     ) -> BoxFuture<'_, Result<ReadPermit, SlotError>> {
         async move {
             let (answer, answered) = oneshot::channel();
-            let deadline_ns = clock::at_ns(deadline);
+            let deadline_ns = self.config.clock.at_ns(deadline);
             self.send(
                 slot,
                 Request::Read {
@@ -453,20 +441,20 @@ impl Slots for Registry {
     }
 
     fn applied(&self, slot: SlotId) -> Option<Offset> {
-        *self.entry(slot).applied.borrow()
+        self.entry(slot).applied.get()
     }
 
     fn has_applied(&self, slot: SlotId, offset: Offset, deadline: Instant) -> BoxFuture<'_, bool> {
-        let mut applied = self.entry(slot).applied.subscribe();
+        let applied = &self.entry(slot).applied;
         async move {
             let reached = applied.wait_for(|applied| applied.is_some_and(|next| next > offset));
-            matches!(timeout_at(deadline, reached).await, Ok(Ok(_)))
+            timeout_at(deadline, reached).await.is_ok()
         }
         .boxed()
     }
 
     fn fresh_from(&self, slot: SlotId, within_ms: u64) -> Option<Offset> {
-        self.fresh_since(slot, clock::wall_ms().saturating_sub(within_ms))
+        self.fresh_since(slot, self.config.clock.wall_ms().saturating_sub(within_ms))
     }
 
     fn nodes(&self) -> Vec<(NodeId, String)> {
@@ -484,7 +472,7 @@ impl Slots for Registry {
             .map(|(slot, view)| self.slot_status(slot, view))
             .collect();
         let config = &self.config;
-        let now_ns = clock::now_ns();
+        let now_ns = config.clock.now_ns();
         NodeStatus {
             node: config.node,
             incarnation: config.incarnation,

@@ -7,11 +7,11 @@ use std::time::Duration;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use kvcluster_crds::{NodeId, Offset, SlotId};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::{MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use super::clock;
 use super::registry::Registry;
 use super::restore::Restorer;
 use crate::effect::{Effect, Idempotency, Loaded};
@@ -72,7 +72,7 @@ pub(super) struct Inputs {
     pub(super) records: mpsc::Receiver<Input>,
     pub(super) fates: mpsc::UnboundedReceiver<Input>,
     pub(super) requests: mpsc::Receiver<Request>,
-    pub(super) stop: watch::Receiver<bool>,
+    pub(super) stop: CancellationToken,
 }
 
 struct Running {
@@ -105,9 +105,7 @@ impl Replica {
         };
         let mut ticks = interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        if *inputs.stop.borrow() {
-            running.step(Input::Stop);
-        }
+        let mut stopped = false;
         let mut told = Vec::with_capacity(INPUTS_AT_ONCE);
         let mut read = Vec::with_capacity(INPUTS_AT_ONCE);
         let mut asked = Vec::with_capacity(INPUTS_AT_ONCE);
@@ -121,7 +119,10 @@ impl Replica {
                     }
                 }
                 _ = ticks.tick() => running.tick(),
-                Ok(()) = inputs.stop.changed() => running.step(Input::Stop),
+                () = inputs.stop.cancelled(), if !stopped => {
+                    stopped = true;
+                    running.step(Input::Stop);
+                }
                 count = inputs.requests.recv_many(&mut asked, INPUTS_AT_ONCE) => {
                     if count == 0 {
                         return;
@@ -146,8 +147,16 @@ impl Replica {
 }
 
 impl Running {
+    fn now_ns(&self) -> u64 {
+        self.replica.registry.config().clock.now_ns()
+    }
+
+    fn wall_ms(&self) -> u64 {
+        self.replica.registry.config().clock.wall_ms()
+    }
+
     fn tick(&mut self) {
-        let hints = self.replica.registry.hints(clock::now_ns(), self.slot);
+        let hints = self.replica.registry.hints(self.now_ns(), self.slot);
         if hints != self.hints {
             self.hints = hints.clone();
             self.step(Input::Hints(hints));
@@ -171,7 +180,7 @@ impl Running {
                     id,
                     effects,
                     idempotency,
-                    wall_ms: clock::wall_ms(),
+                    wall_ms: self.wall_ms(),
                     deadline_ns,
                 }));
             }
@@ -223,7 +232,7 @@ impl Running {
     }
 
     fn step(&mut self, input: Input) {
-        for output in self.replica.machine.step(clock::now_ns(), input) {
+        for output in self.replica.machine.step(self.now_ns(), input) {
             match output {
                 Output::Append { token, bytes } => {
                     self.replica.log.append(self.slot, token, &bytes);
@@ -276,8 +285,8 @@ impl Running {
         let machine = &self.replica.machine;
         let stopped = machine.has_stopped();
         // What was acknowledged here until now is in the view, and while the lease holds nobody else acknowledges anything.
-        let wall_ms = clock::wall_ms();
-        let acknowledged_ms = machine.surely_leads(clock::now_ns()).then_some(wall_ms);
+        let wall_ms = self.wall_ms();
+        let acknowledged_ms = machine.surely_leads(self.now_ns()).then_some(wall_ms);
         self.replica.registry.publish(
             self.slot,
             machine.view(),

@@ -23,7 +23,7 @@ const ROUND_PAUSE: Duration = Duration::from_secs(1);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What a replica needs to be restored.
-pub(super) struct Restorer {
+pub struct Restorer {
     registry: Arc<Registry>,
     store: Arc<dyn Store>,
     snapshots: Arc<dyn Snapshots>,
@@ -32,18 +32,20 @@ pub(super) struct Restorer {
 }
 
 impl Restorer {
-    pub(super) fn new(
+    /// Over this way to other nodes.
+    pub fn new(
         registry: Arc<Registry>,
         store: Arc<dyn Store>,
         snapshots: Arc<dyn Snapshots>,
-    ) -> Self {
-        Self {
+        peers: Peers,
+    ) -> Arc<Self> {
+        Arc::new(Self {
             registry,
             store,
             snapshots,
-            peers: Peers::new(),
+            peers,
             turns: Semaphore::new(AT_ONCE),
-        }
+        })
     }
 
     /// Tries until the slot is restored; its new state. None when no node has what helps, and the log does as well: then the

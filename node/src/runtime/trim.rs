@@ -44,7 +44,7 @@ impl Trimmer {
             registry,
             log,
             keep,
-            peers: Peers::new(),
+            peers: Peers::over_http(),
             heard: BTreeMap::new(),
             begun: Instant::now(),
             trimmed: BTreeMap::new(),

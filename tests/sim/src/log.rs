@@ -133,13 +133,15 @@ impl SimBroker {
     }
 
     /// Another replica leads a partition: what nobody else had is gone, and producers send again what they know no fate of.
-    pub fn elect(&self, slot: SlotId) {
+    /// Answers how many records are gone.
+    pub fn elect(&self, slot: SlotId) -> usize {
         let mut state = self.0.lock();
-        state.partition(slot).elect();
+        let lost = state.partition(slot).elect();
         state.unacknowledged.retain(|waiting| waiting.slot != slot);
         state.send_again(slot);
         drop(state);
         self.0.changed.notify_waiters();
+        lost
     }
 
     /// The first offset that is left of a slot's log, and the next one.

@@ -135,7 +135,7 @@ const LINT_SUITES: &[&str] = &[
     "warnings",
 ];
 const UNIT: &[&str] = &["cargo", "test", "--workspace", "--locked", "--no-fail-fast"];
-/// Deliberate mistakes, which the model, the simulation and the store's tests must catch; in a build of their own.
+/// Deliberate mistakes, which the model, the simulations and the store's tests must catch; in a build of their own.
 const SEEDS: &[&str] = &[
     "cargo",
     "test",
@@ -147,6 +147,8 @@ const SEEDS: &[&str] = &[
     "model",
     "--test",
     "simulation",
+    "--test",
+    "nodes",
     "--test",
     "store",
     "--",

@@ -80,15 +80,18 @@ impl Partition {
         }
     }
 
-    /// Another replica leads: what only the old one had is gone.
-    pub(super) fn elect(&mut self) {
-        for (_, place) in self.places.split_off(&self.committed) {
+    /// Another replica leads: what only the old one had is gone. Answers how many records that were.
+    pub(super) fn elect(&mut self) -> usize {
+        let lost = self.places.split_off(&self.committed);
+        let count = lost.len();
+        for (_, place) in lost {
             if let Some(origin) = place.origin {
                 self.known.remove(&origin);
             }
         }
         self.next = self.committed;
         self.alone = false;
+        count
     }
 
     /// Retention removes what stands before `offset`.

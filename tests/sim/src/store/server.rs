@@ -103,6 +103,11 @@ impl SimSchema {
         self.lock().now().clone()
     }
 
+    /// What no crash takes back.
+    pub fn durable_tables(&self) -> Tables {
+        self.lock().committed.first().expect("never empty").clone()
+    }
+
     /// Puts other tables in the place of these, for good, whatever programs think: what a restored backup does, or somebody
     /// with SQL. Connections live on.
     pub fn overwrite(&self, tables: Tables) {

@@ -1,0 +1,298 @@
+//! What goes wrong in a run: one or two things at a time, for a while each.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use kvcluster_crds::{Offset, SlotId};
+use kvcluster_sim::log::{Cut, Delays};
+use kvcluster_sim::store::{How, Step};
+use tokio::time::{Instant, sleep};
+
+use crate::node::{Node, SLOTS};
+use crate::seen::Point;
+use crate::world::{NODES, World};
+
+/// Shortest and longest fault, and pause between two, milliseconds.
+const FAULT_MS: std::ops::Range<u64> = 50..1_800;
+const PAUSE_MS: std::ops::Range<u64> = 100..900;
+/// Delays of a slow Kafka.
+const SLOW: Delays = Delays {
+    request: (Duration::from_millis(1), Duration::from_millis(250)),
+    answer: (Duration::from_millis(1), Duration::from_millis(250)),
+    read: (Duration::from_millis(1), Duration::from_millis(250)),
+};
+
+/// Something that goes wrong.
+#[derive(Clone, Copy, Debug)]
+enum Fault {
+    Kill(usize),
+    Stop(usize),
+    Pause(usize),
+    CutPeers(usize, usize),
+    CutOffPeers(usize),
+    CutKafka(usize, Cut),
+    GiveUp(usize),
+    LoseAnswers,
+    SlowNetwork,
+    SlowKafka,
+    SlowPostgres(usize),
+    PostgresAway(usize),
+    DiskFull(usize),
+    LoseConnections(usize),
+    CrashPostgres(usize, usize),
+    LoseCommit(usize),
+    RefuseFlush(usize, Step),
+    Alone(SlotId),
+    Foreign(SlotId),
+    Marker(SlotId),
+    Trim(SlotId),
+}
+
+const KINDS: u8 = 21;
+
+impl World {
+    /// Makes trouble until `until`, and takes it all back.
+    pub(crate) async fn make_trouble(&mut self, until: Instant) {
+        // First a leader everywhere.
+        sleep(Duration::from_millis(1_500)).await;
+        while Instant::now() < until {
+            let count = self.rng.usize(1..=2);
+            let faults: Vec<Fault> = (0..count).map(|_| self.some_fault()).collect();
+            for fault in &faults {
+                self.history
+                    .fault(name(*fault), &format!("{fault:?}"), "begin");
+                self.begin(*fault).await;
+            }
+            sleep(Duration::from_millis(self.rng.u64(FAULT_MS))).await;
+            for fault in faults {
+                self.history
+                    .fault(name(fault), &format!("{fault:?}"), "end");
+                self.end(fault);
+            }
+            sleep(Duration::from_millis(self.rng.u64(PAUSE_MS))).await;
+        }
+    }
+
+    fn some_fault(&mut self) -> Fault {
+        let node = self.some_node();
+        let other = (node + 1 + self.rng.usize(..NODES - 1)) % NODES;
+        let slot = SlotId(self.rng.u32(..SLOTS));
+        match self.rng.u8(..KINDS) {
+            0 => Fault::Kill(node),
+            1 => Fault::Stop(node),
+            2 => Fault::Pause(node),
+            3 => Fault::CutPeers(node, other),
+            4 => Fault::CutOffPeers(node),
+            5 => {
+                let cuts = [Cut::Requests, Cut::Answers, Cut::Both];
+                Fault::CutKafka(node, cuts[self.rng.usize(..cuts.len())])
+            }
+            6 => Fault::GiveUp(node),
+            7 => Fault::LoseAnswers,
+            8 => Fault::SlowNetwork,
+            9 => Fault::SlowKafka,
+            10 => Fault::SlowPostgres(node),
+            11 => Fault::PostgresAway(node),
+            12 => Fault::DiskFull(node),
+            13 => Fault::LoseConnections(node),
+            14 => Fault::CrashPostgres(node, self.rng.usize(..4)),
+            15 => Fault::LoseCommit(node),
+            16 => {
+                let steps = [Step::Owner, Step::Offsets, Step::Rows, Step::Commit];
+                Fault::RefuseFlush(node, steps[self.rng.usize(..steps.len())])
+            }
+            17 => Fault::Alone(slot),
+            18 => Fault::Foreign(slot),
+            19 => Fault::Marker(slot),
+            _ => Fault::Trim(slot),
+        }
+    }
+
+    async fn begin(&mut self, fault: Fault) {
+        match fault {
+            Fault::Kill(node) => {
+                self.reach_if_leader(node, Point::LeaderKilled);
+                self.kill(node);
+            }
+            Fault::Stop(node) => {
+                self.reach_if_leader(node, Point::LeaderStopped);
+                if let Some(running) = &self.nodes[node] {
+                    running.stop().await;
+                }
+                self.kill(node);
+            }
+            Fault::Pause(node) => {
+                self.reach_if_leader(node, Point::LeaderPaused);
+                self.with(node, |node| node.life.pause());
+            }
+            Fault::CutPeers(from, to) => self.services.network.cut(from, to),
+            Fault::CutOffPeers(node) => {
+                for other in (0..NODES).filter(|other| *other != node) {
+                    self.services.network.cut(node, other);
+                    self.services.network.cut(other, node);
+                }
+            }
+            Fault::LoseAnswers => self.services.network.set_lost_answers(40),
+            Fault::SlowNetwork => {
+                let slowest = Duration::from_millis(300);
+                self.services.network.set_slowest(slowest);
+            }
+            fault => self.begin_in_services(fault),
+        }
+    }
+
+    fn begin_in_services(&mut self, fault: Fault) {
+        let schema = |node: usize| &self.services.schemas[node];
+        match fault {
+            Fault::CutKafka(node, cut) => {
+                self.seen.reach(Point::KafkaCutOff);
+                self.services.set_cut_off(node, true);
+                self.with(node, |node| node.cut(cut));
+            }
+            Fault::GiveUp(node) => {
+                self.seen.reach(Point::ProducerGivenUp);
+                let loses = self.rng.bool();
+                self.with(node, |node| {
+                    if loses {
+                        node.log.lose_requests();
+                    }
+                    node.log.give_up();
+                });
+            }
+            Fault::SlowKafka => self.services.broker.set_delays(SLOW),
+            Fault::SlowPostgres(node) => {
+                schema(node).set_latency((Duration::from_millis(20), Duration::from_millis(400)));
+            }
+            Fault::PostgresAway(node) => {
+                self.seen.reach(Point::PostgresAway);
+                schema(node).set_away(true);
+            }
+            Fault::DiskFull(node) => {
+                self.seen.reach(Point::DiskFull);
+                schema(node).set_full(true);
+            }
+            Fault::LoseConnections(node) => {
+                schema(node).lose_connections();
+            }
+            Fault::CrashPostgres(node, kept) => {
+                if schema(node).crash(kept) > 0 {
+                    self.seen.reach(Point::CommitTakenBack);
+                }
+            }
+            Fault::LoseCommit(node) => schema(node).fail_next(Step::Commit, How::AnswerLost),
+            Fault::RefuseFlush(node, step) => schema(node).fail_next(step, How::Refused),
+            Fault::Alone(slot) => self.services.broker.set_alone(slot, true),
+            Fault::Foreign(slot) => {
+                self.seen.reach(Point::RecordOfAnotherProgram);
+                let bytes = Bytes::from_static(b"somebody else's");
+                self.services.broker.append_foreign(slot, bytes);
+            }
+            Fault::Marker(slot) => {
+                self.services.broker.append_marker(slot);
+            }
+            Fault::Trim(slot) => self.trim(slot),
+            other => unreachable!("{other:?} is begun elsewhere"),
+        }
+    }
+
+    fn end(&mut self, fault: Fault) {
+        match fault {
+            Fault::Kill(node) | Fault::Stop(node) => self.start(node),
+            Fault::Pause(node) => self.with(node, |node| node.life.resume()),
+            Fault::CutPeers(..)
+            | Fault::CutOffPeers(_)
+            | Fault::LoseAnswers
+            | Fault::SlowNetwork => self.services.network.heal(),
+            Fault::CutKafka(node, _) => {
+                self.services.set_cut_off(node, false);
+                let (anew, gives_up) = (self.rng.bool(), self.rng.u8(..4) == 0);
+                self.with(node, |node| {
+                    if gives_up {
+                        node.log.give_up();
+                    }
+                    if anew {
+                        node.log.heal_anew();
+                    } else {
+                        node.log.heal();
+                    }
+                });
+            }
+            Fault::SlowKafka | Fault::SlowPostgres(_) => self.use_usual_times(),
+            Fault::PostgresAway(node) => self.services.schemas[node].set_away(false),
+            Fault::DiskFull(node) => self.services.schemas[node].set_full(false),
+            Fault::LoseCommit(node) => {
+                if !self.services.schemas[node].has_fault() {
+                    self.seen.reach(Point::CommitAnswerLost);
+                }
+            }
+            Fault::Alone(slot) => {
+                if self.rng.bool() {
+                    let lost = self.services.broker.elect(slot);
+                    let lost = u64::try_from(lost).expect("few");
+                    self.seen.reach_times(Point::SuffixLostInElection, lost);
+                } else {
+                    self.services.broker.set_alone(slot, false);
+                }
+            }
+            Fault::GiveUp(_)
+            | Fault::LoseConnections(_)
+            | Fault::CrashPostgres(..)
+            | Fault::RefuseFlush(..)
+            | Fault::Foreign(_)
+            | Fault::Marker(_)
+            | Fault::Trim(_) => {}
+        }
+    }
+
+    /// Trims as the operator may: below what every replica has durably, and not the record before.
+    fn trim(&self, slot: SlotId) {
+        let durable = self.services.schemas.iter().map(|schema| {
+            let slots = schema.durable_tables().slots;
+            slots.get(&slot).map_or(0, |at| at.next_offset.0)
+        });
+        let least = durable.min().unwrap_or(0);
+        if least > 1 {
+            self.seen.reach(Point::LogTrimmed);
+            self.services.broker.trim(slot, Offset(least - 1));
+        }
+    }
+
+    fn reach_if_leader(&self, node: usize, point: Point) {
+        if self.nodes[node].as_ref().is_some_and(Node::leads) {
+            self.seen.reach(point);
+        }
+    }
+
+    fn with(&self, node: usize, work: impl FnOnce(&Node)) {
+        if let Some(node) = &self.nodes[node] {
+            work(node);
+        }
+    }
+}
+
+/// The fault in the history, with what it hits.
+fn name(fault: Fault) -> &'static str {
+    match fault {
+        Fault::Kill(_) => "kill",
+        Fault::Stop(_) => "stop",
+        Fault::Pause(_) => "pause",
+        Fault::CutPeers(..) => "cut one way between nodes",
+        Fault::CutOffPeers(_) => "cut off from nodes",
+        Fault::CutKafka(..) => "cut off from Kafka",
+        Fault::GiveUp(_) => "give up the producer",
+        Fault::LoseAnswers => "lose answers between nodes",
+        Fault::SlowNetwork => "slow network",
+        Fault::SlowKafka => "slow Kafka",
+        Fault::SlowPostgres(_) => "slow PostgreSQL",
+        Fault::PostgresAway(_) => "PostgreSQL away",
+        Fault::DiskFull(_) => "disk full",
+        Fault::LoseConnections(_) => "lose PostgreSQL's connections",
+        Fault::CrashPostgres(..) => "crash PostgreSQL",
+        Fault::LoseCommit(_) => "lose the answer to a commit",
+        Fault::RefuseFlush(..) => "refuse a flush",
+        Fault::Alone(_) => "no in-sync replica follows",
+        Fault::Foreign(_) => "foreign record",
+        Fault::Marker(_) => "marker",
+        Fault::Trim(_) => "trim",
+    }
+}
