@@ -52,3 +52,39 @@ impl<T: Clone + PartialEq> Watched<T> {
         self.value.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use tokio::sync::mpsc;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn who_waits_is_woken_in_order_and_only_by_what_fits() {
+        let watched = Arc::new(Watched::new(0));
+        let (woken_in, mut woken) = mpsc::unbounded_channel();
+        for number in 0..20 {
+            let (watched, woken_in) = (Arc::clone(&watched), woken_in.clone());
+            tokio::spawn(async move {
+                let value = watched.wait_for(|value| *value >= 2).await;
+                woken_in.send((number, value)).expect("somebody listens");
+            });
+        }
+        tokio::task::yield_now().await;
+        watched.set(1);
+        tokio::task::yield_now().await;
+        assert!(woken.try_recv().is_err(), "1 fits nobody");
+        watched.set(2);
+        for number in 0..20 {
+            assert_eq!(woken.recv().await, Some((number, 2)));
+        }
+    }
+
+    #[tokio::test]
+    async fn what_fits_already_is_not_waited_for() {
+        let watched = Watched::new(5);
+        assert_eq!(watched.wait_for(|value| *value == 5).await, 5);
+    }
+}

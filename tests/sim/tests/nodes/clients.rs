@@ -15,7 +15,7 @@ use crate::seen::{Point, Seen};
 /// How long a client waits for an answer.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// Longest pause between two operations, microseconds.
-const PAUSE_MICROS: u64 = 40_000;
+const PAUSE_MICROS: u64 = 15_000;
 /// Keys, in several slots.
 pub(crate) const KEYS: [&str; 5] = ["alpha", "beta", "gamma", "delta", "epsilon"];
 

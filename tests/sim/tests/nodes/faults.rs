@@ -1,4 +1,4 @@
-//! What goes wrong in a run: one or two things at a time, for a while each.
+//! What goes wrong in a run: up to three things at a time, for a while each.
 
 use std::time::Duration;
 
@@ -31,6 +31,7 @@ enum Fault {
     CutPeers(usize, usize),
     CutOffPeers(usize),
     CutKafka(usize, Cut),
+    LoseHeartbeats(usize),
     GiveUp(usize),
     LoseAnswers,
     SlowNetwork,
@@ -48,7 +49,7 @@ enum Fault {
     Trim(SlotId),
 }
 
-const KINDS: u8 = 21;
+const KINDS: u8 = 22;
 
 impl World {
     /// Makes trouble until `until`, and takes it all back.
@@ -56,7 +57,7 @@ impl World {
         // First a leader everywhere.
         sleep(Duration::from_millis(1_500)).await;
         while Instant::now() < until {
-            let count = self.rng.usize(1..=2);
+            let count = self.rng.usize(1..=3);
             let faults: Vec<Fault> = (0..count).map(|_| self.some_fault()).collect();
             for fault in &faults {
                 self.history
@@ -104,6 +105,7 @@ impl World {
             17 => Fault::Alone(slot),
             18 => Fault::Foreign(slot),
             19 => Fault::Marker(slot),
+            20 => Fault::LoseHeartbeats(node),
             _ => Fault::Trim(slot),
         }
     }
@@ -148,6 +150,10 @@ impl World {
                 self.seen.reach(Point::KafkaCutOff);
                 self.services.set_cut_off(node, true);
                 self.with(node, |node| node.cut(cut));
+            }
+            Fault::LoseHeartbeats(node) => {
+                self.reach_if_leader(node, Point::LeaderSuspected);
+                self.services.set_cut_off(node, true);
             }
             Fault::GiveUp(node) => {
                 self.seen.reach(Point::ProducerGivenUp);
@@ -217,6 +223,7 @@ impl World {
                     }
                 });
             }
+            Fault::LoseHeartbeats(node) => self.services.set_cut_off(node, false),
             Fault::SlowKafka | Fault::SlowPostgres(_) => self.use_usual_times(),
             Fault::PostgresAway(node) => self.services.schemas[node].set_away(false),
             Fault::DiskFull(node) => self.services.schemas[node].set_full(false),
@@ -279,6 +286,7 @@ fn name(fault: Fault) -> &'static str {
         Fault::CutPeers(..) => "cut one way between nodes",
         Fault::CutOffPeers(_) => "cut off from nodes",
         Fault::CutKafka(..) => "cut off from Kafka",
+        Fault::LoseHeartbeats(_) => "lose heartbeats",
         Fault::GiveUp(_) => "give up the producer",
         Fault::LoseAnswers => "lose answers between nodes",
         Fault::SlowNetwork => "slow network",

@@ -18,7 +18,7 @@ mod seeded;
 mod seen;
 mod world;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::SystemTime;
 
@@ -28,11 +28,13 @@ use tokio::runtime::{Builder, Runtime};
 use world::World;
 
 /// Seeds of one test run, of those that nobody chose.
-const SEEDS: u64 = 400;
+const SEEDS: u64 = 200;
 /// The same of a long run.
 const SEEDS_LONG: u64 = 3_000;
 /// Seeds that are run twice.
 const SEEDS_TWICE: u64 = 20;
+/// The same of a long run.
+const SEEDS_TWICE_LONG: u64 = 300;
 const THREADS: u64 = 2;
 /// Names the one seed to run.
 const SEED: &str = "SIMULATION_SEED";
@@ -76,11 +78,7 @@ fn histories_are_linearizable_and_stores_hold_what_the_log_says() {
     let chosen: Option<u64> = std::env::var(SEED)
         .ok()
         .map(|text| text.parse().expect("a number"));
-    let count = if std::env::var_os("KVCLUSTER_LONG").is_some() {
-        SEEDS_LONG
-    } else {
-        SEEDS
-    };
+    let count = if is_long() { SEEDS_LONG } else { SEEDS };
     // Others in each run: what one run does not meet, a later one may.
     let rotating = SystemTime::UNIX_EPOCH
         .elapsed()
@@ -96,6 +94,10 @@ fn histories_are_linearizable_and_stores_hold_what_the_log_says() {
             .collect();
         assert!(never.is_empty(), "no seed met {never:?}");
     }
+}
+
+fn is_long() -> bool {
+    std::env::var_os("KVCLUSTER_LONG").is_some()
 }
 
 fn run_all(seeds: std::ops::Range<u64>) -> BTreeMap<Point, u64> {
@@ -118,7 +120,17 @@ fn run_all(seeds: std::ops::Range<u64>) -> BTreeMap<Point, u64> {
 
 #[test]
 fn a_seed_gives_the_same_trace_each_time() {
-    for seed in (0..SEEDS_TWICE).map(|number| number * 77) {
-        assert_eq!(run(seed), run(seed), "seed {seed}");
+    let twice = if is_long() {
+        SEEDS_TWICE_LONG
+    } else {
+        SEEDS_TWICE
+    };
+    let mut traces = BTreeSet::new();
+    for seed in (0..twice).map(|number| number * 77) {
+        let (first, second) = (run(seed), run(seed));
+        assert_eq!(first, second, "seed {seed}");
+        traces.insert(first.0);
     }
+    let count = u64::try_from(traces.len()).expect("few");
+    assert_eq!(count, twice, "other seeds are other runs");
 }

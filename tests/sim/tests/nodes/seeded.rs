@@ -5,7 +5,7 @@ use kvcluster_node::seeded::{self, Bug};
 use crate::try_run;
 
 /// Most seeds for one mistake.
-const SEEDS_MAX: u64 = 300;
+const SEEDS_MAX: u64 = 600;
 
 /// Mistakes that whole nodes show within the seeds. The others take more exact timing than chance gives, or records that
 /// come twice, which Kafka's idempotent producers keep away: they are for the model and the simulation of the protocol.

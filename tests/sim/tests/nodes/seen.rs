@@ -9,6 +9,7 @@ pub(crate) enum Point {
     LeaderKilled,
     LeaderPaused,
     LeaderStopped,
+    LeaderSuspected,
     PeerAnswerLost,
     PeerUnreachable,
     PeerSilent,
@@ -35,10 +36,11 @@ pub(crate) enum Point {
 
 use Point as P;
 
-pub(crate) const ALL: [Point; 25] = [
+pub(crate) const ALL: [Point; 26] = [
     P::LeaderKilled,
     P::LeaderPaused,
     P::LeaderStopped,
+    P::LeaderSuspected,
     P::PeerAnswerLost,
     P::PeerUnreachable,
     P::PeerSilent,

@@ -22,7 +22,7 @@ use crate::seen::{Point, Seen};
 /// Nodes of the cluster.
 pub(crate) const NODES: usize = 3;
 /// Clients that ask at a time.
-const CLIENTS: usize = 5;
+const CLIENTS: usize = 8;
 /// How long clients ask and faults happen.
 const CHAOS: Duration = Duration::from_secs(12);
 /// How long it may take until all is well again afterwards.
