@@ -14,9 +14,8 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use axum::{Json, Router};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
+use futures::StreamExt;
 use futures::stream::BoxStream;
-use futures::{StreamExt, TryStreamExt};
-use http_body_util::BodyExt;
 use kvcluster_crds::{LogId, NodeStatus, Offset, SlotId};
 use tokio::time::Instant;
 
@@ -79,7 +78,8 @@ pub async fn ask_snapshot(
         return Err(problem.unwrap_or_else(|| format!("{address} did not answer")));
     }
     let pieces = response.into_body().into_data_stream();
-    Ok(pieces.map_err(|error| error.to_string()).boxed())
+    let pieces = pieces.map(|piece| piece.map_err(|error| error.to_string()));
+    Ok(pieces.boxed())
 }
 
 /// Asks a node for its status. Errors are in words.

@@ -233,11 +233,7 @@ impl Snapshots for SimStore {
         std::future::ready(Err(ExportError::NotHere { slot })).boxed()
     }
 
-    fn missing(
-        &self,
-        _slot: SlotId,
-        least: Offset,
-    ) -> BoxFuture<'_, Result<Missing, StoreError>> {
+    fn missing(&self, _slot: SlotId, least: Offset) -> BoxFuture<'_, Result<Missing, StoreError>> {
         let after = Bytes::new();
         std::future::ready(Ok(Missing { after, least })).boxed()
     }
