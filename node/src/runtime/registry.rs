@@ -466,7 +466,9 @@ impl Slots for Registry {
     }
 
     fn fresh_from(&self, slot: SlotId, within_ms: u64) -> Option<Offset> {
-        self.fresh_since(slot, clock::wall_ms().saturating_sub(within_ms))
+        // The clock shows a millisecond that is not over.
+        let since_ms = clock::wall_ms().saturating_sub(within_ms) + 1;
+        self.fresh_since(slot, since_ms)
     }
 
     fn nodes(&self) -> Vec<(NodeId, String)> {

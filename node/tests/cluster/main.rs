@@ -31,6 +31,15 @@ fn alone() -> MutexGuard<'static, ()> {
     TURN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Tells the other threads of a scope to stop, also when its test fails: the scope waits for them.
+struct StopAtEnd<'a>(&'a AtomicBool);
+
+impl Drop for StopAtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
 /// Writes through `node` until told to stop; keeps what was acknowledged, and what may have taken effect.
 fn load(cluster: &Cluster, writer: usize, stop: &AtomicBool) -> Written {
     let mut written = Written::default();
