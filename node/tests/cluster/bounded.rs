@@ -6,9 +6,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::fixture::{Cluster, Outcome};
-use crate::{PATIENCE, SLOTS, StopAtEnd, alone};
+use crate::{PATIENCE, SLOTS, StopsAtEnd, alone};
 
-/// What the readers ask for: several heartbeats, and less than an election.
+/// What the readers ask for while the leader lives: many heartbeats, also on a busy machine.
+const WITHIN_LONG: Duration = Duration::from_secs(2);
+/// What they ask for when it is dead: several heartbeats, and less than an election.
 const WITHIN: Duration = Duration::from_millis(400);
 /// Reads while the leader lives.
 const READS: usize = 600;
@@ -32,22 +34,22 @@ fn write(cluster: &Cluster, node: usize, acknowledged: &Acknowledged, stop: &Ato
 }
 
 /// One read through `node`; fails when it misses what it has to show. Whether it was answered.
-fn read(cluster: &Cluster, node: usize, acknowledged: &Acknowledged) -> bool {
+fn read(cluster: &Cluster, node: usize, within: Duration, acknowledged: &Acknowledged) -> bool {
     let asked = Instant::now();
     let headers = format!(
         "Kvcluster-Consistency: bounded\r\nKvcluster-Max-Staleness-Ms: {}\r\n",
-        WITHIN.as_millis()
+        within.as_millis()
     );
     let Some(found) = cluster.get_with(node, KEY, &headers) else {
         return false;
     };
     let found: u64 = found.map_or(0, |text| text.parse().expect("a number"));
     let all = acknowledged.lock().expect("no panic");
-    let old = all.partition_point(|(at, _)| *at + WITHIN < asked);
+    let old = all.partition_point(|(at, _)| *at + within < asked);
     let least = all[..old].last().map_or(0, |(_, number)| *number);
     assert!(
         found >= least,
-        "read {found}, and {least} was older than {WITHIN:?}"
+        "read {found}, and {least} was older than {within:?}"
     );
     true
 }
@@ -67,25 +69,20 @@ fn reads_are_as_fresh_as_they_say_and_seldom_the_leaders_business() {
     let written = || acknowledged.lock().expect("no panic").len();
     thread::scope(|scope| {
         let (shared, acknowledged, stop) = (&cluster, &acknowledged, &stop);
-        let _stops = StopAtEnd(stop);
+        let _stops = StopsAtEnd(stop);
         scope.spawn(move || write(shared, others[0], acknowledged, stop));
         cluster.wait_until(PATIENCE, || written() > 50);
         let forwards = || cluster.forwards(others[1]);
         let before = forwards();
-        let answered = (0..READS).filter(|_| read(&cluster, others[1], acknowledged));
-        // A machine that is busy with other things delays heartbeats, or even costs a leader its slots.
-        let answered = answered.count();
-        assert!(
-            answered > READS / 10 * 9,
-            "{answered} of {READS} were answered"
-        );
+        let answered = (0..READS).filter(|_| read(&cluster, others[1], WITHIN_LONG, acknowledged));
+        assert_eq!(answered.count(), READS);
         let asked = forwards() - before;
         println!(
             "{READS} reads during {} writes: {asked} asked the leader",
             written()
         );
         assert!(
-            asked < READS as u64 / 2,
+            asked < READS as u64 / 20,
             "{asked} of {READS} asked the leader"
         );
         // A dead leader says nothing: its replicas answer as long as the bound allows, and then wait for the next one.
@@ -94,13 +91,14 @@ fn reads_are_as_fresh_as_they_say_and_seldom_the_leaders_business() {
         let longest = AtomicU64::new(0);
         cluster.wait_until(PATIENCE, || {
             let begun = Instant::now();
-            read(&cluster, others[1], acknowledged);
+            read(&cluster, others[1], WITHIN, acknowledged);
             longest.fetch_max(begun.elapsed().as_millis() as u64, Ordering::SeqCst);
             written() > before + 200
         });
         let longest = longest.into_inner();
         println!("without a leader a read waited {longest} ms");
         assert!(longest >= WAITS_MS, "what nobody vouched for was answered");
+        stop.store(true, Ordering::SeqCst);
         cluster.restart(leader);
     });
     cluster.stop_all();

@@ -31,10 +31,10 @@ fn alone() -> MutexGuard<'static, ()> {
     TURN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Tells the other threads of a scope to stop, also when its test fails: the scope waits for them.
-struct StopAtEnd<'a>(&'a AtomicBool);
+/// Tells the threads of a scope to stop, also when a check has failed: the scope waits for them.
+struct StopsAtEnd<'a>(&'a AtomicBool);
 
-impl Drop for StopAtEnd<'_> {
+impl Drop for StopsAtEnd<'_> {
     fn drop(&mut self) {
         self.0.store(true, Ordering::SeqCst);
     }
@@ -103,6 +103,7 @@ fn a_killed_leader_costs_no_write_and_comes_back() {
     let outage = AtomicU64::new(0);
     let (all, restarted) = thread::scope(|scope| {
         let shared = &cluster;
+        let _stops = StopsAtEnd(&stop);
         let writers: Vec<_> = (0..6)
             .map(|writer| {
                 scope.spawn({

@@ -6,7 +6,7 @@ use std::thread;
 use std::time::Instant;
 
 use crate::fixture::{Cluster, Outcome};
-use crate::{PATIENCE, SLOTS, StopAtEnd, alone};
+use crate::{PATIENCE, SLOTS, StopsAtEnd, alone};
 
 const WRITERS: usize = 6;
 /// Kills of a node, each of another one than the last.
@@ -59,7 +59,7 @@ fn a_write_that_is_sent_again_takes_effect_once() {
     let (done, stop) = (AtomicU64::new(0), AtomicBool::new(false));
     let all = thread::scope(|scope| {
         let (shared, done, stop) = (&cluster, &done, &stop);
-        let stops = StopAtEnd(stop);
+        let stops = StopsAtEnd(stop);
         let start = |writer| scope.spawn(move || write(shared, writer, done, stop));
         let writers: Vec<_> = (0..WRITERS).map(start).collect();
         for kill in 0..KILLS {

@@ -1,9 +1,10 @@
-//! The measured table from which the default of `slots` is chosen: throughput and latency of classic PUT over slots and
-//! connections.
+//! `bench slots`: the measured table from which the default of `slots` is chosen: throughput and latency of classic PUT over slots and
+//! connections. `bench bootstrap`: how long a replica without state takes, see `bench/bootstrap.rs`.
 //!
 //! Each round brings up a store of its own for each number of slots, one after the other, so that a slow minute of the
 //! machine falls on all of them; the table shows medians over the rounds. Every measurement is one JSON line.
 
+mod bootstrap;
 mod store;
 mod table;
 
@@ -23,6 +24,8 @@ const SLOTS: [u32; 6] = [4, 8, 16, 32, 64, 128];
 const CONNECTIONS: [usize; 5] = [1, 4, 16, 64, 256];
 /// Rounds, unless `--rounds` says otherwise; odd, so that there is a median.
 const ROUNDS: usize = 3;
+/// Keys of a bootstrap, unless `--keys` says otherwise.
+const KEYS: usize = 1_000_000;
 /// Writes of one measurement, by its connections: a few seconds each.
 const WRITES_PER_CONNECTION: usize = 200;
 /// Least and most writes of one measurement.
@@ -60,15 +63,25 @@ pub struct Measurement {
 /// What the command line asks for.
 #[derive(Debug, PartialEq, Eq)]
 struct Options {
+    what: What,
     rounds: usize,
-    results: PathBuf,
+    keys: usize,
+    results: Option<PathBuf>,
+}
+
+/// What is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum What {
+    Slots,
+    Bootstrap,
 }
 
 fn parse(arguments: impl Iterator<Item = String>) -> Result<Options> {
-    let results = concat!(env!("CARGO_MANIFEST_DIR"), "/../results/slots.jsonl");
     let mut options = Options {
+        what: What::Slots,
         rounds: ROUNDS,
-        results: results.into(),
+        keys: KEYS,
+        results: None,
     };
     let mut arguments = arguments;
     while let Some(argument) = arguments.next() {
@@ -79,23 +92,45 @@ fn parse(arguments: impl Iterator<Item = String>) -> Result<Options> {
         };
         match argument.as_str() {
             "--rounds" => options.rounds = value()?.parse().context("--rounds takes a number")?,
-            "--results" => options.results = value()?.into(),
-            "slots" => {}
+            "--keys" => options.keys = value()?.parse().context("--keys takes a number")?,
+            "--results" => options.results = Some(value()?.into()),
+            "slots" => options.what = What::Slots,
+            "bootstrap" => options.what = What::Bootstrap,
             _ => bail!(
-                "unknown argument {argument:?}; usage: bench [slots] [--rounds N] [--results FILE]"
+                "unknown argument {argument:?}; usage: bench [slots | bootstrap [--keys N]] [--rounds N] [--results FILE]"
             ),
         }
     }
     ensure!(options.rounds > 0, "--rounds must be at least 1");
+    ensure!(options.keys > 0, "--keys must be at least 1");
     Ok(options)
 }
 
 /// Measures everything, appends the lines to the results and prints the table.
 pub fn run(arguments: impl Iterator<Item = String>) -> Result<()> {
     let options = parse(arguments)?;
+    match options.what {
+        What::Slots => slots(options.rounds, &options.results("slots")),
+        What::Bootstrap => {
+            bootstrap::run(options.keys, options.rounds, &options.results("bootstrap"))
+        }
+    }
+}
+
+impl Options {
+    fn results(&self, name: &str) -> PathBuf {
+        let usual = || {
+            let folder = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../results"));
+            folder.join(format!("{name}.jsonl"))
+        };
+        self.results.clone().unwrap_or_else(usual)
+    }
+}
+
+fn slots(rounds: usize, results: &PathBuf) -> Result<()> {
     let commit = store::commit()?;
     let mut all = Vec::new();
-    for round in 0..options.rounds {
+    for round in 0..rounds {
         for slots in SLOTS {
             let store = Store::start(slots, round)?;
             write(&store, WARM_UP_WRITES, 16, "warm")?;
@@ -108,7 +143,7 @@ pub fn run(arguments: impl Iterator<Item = String>) -> Result<()> {
                     measurement.p99_ms,
                     measurement.errors
                 );
-                append(&options.results, &measurement)?;
+                append(results, &measurement)?;
                 all.push(measurement);
             }
             store.stop()?;
@@ -159,7 +194,7 @@ fn write(
     load.run(&rows, &Progress::default())
 }
 
-fn append(path: &PathBuf, measurement: &Measurement) -> Result<()> {
+fn append(path: &PathBuf, measurement: &impl Serialize) -> Result<()> {
     if let Some(folder) = path.parent() {
         std::fs::create_dir_all(folder)?;
     }
@@ -186,12 +221,22 @@ mod tests {
         assert_eq!(
             options,
             Options {
+                what: What::Slots,
                 rounds: 5,
-                results: "/r".into()
+                keys: KEYS,
+                results: Some("/r".into())
             }
+        );
+        let options = parsed(&["bootstrap", "--keys", "9"]).expect("all known");
+        assert_eq!((options.what, options.keys), (What::Bootstrap, 9));
+        assert!(
+            options
+                .results("bootstrap")
+                .ends_with("results/bootstrap.jsonl")
         );
         assert_eq!(parsed(&[]).expect("defaults").rounds, ROUNDS);
         assert!(parsed(&["--rounds"]).is_err() && parsed(&["--rounds", "0"]).is_err());
+        assert!(parsed(&["bootstrap", "--keys", "0"]).is_err());
         assert!(parsed(&["--loud"]).is_err());
     }
 }

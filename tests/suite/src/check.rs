@@ -221,6 +221,20 @@ pub fn expect_everywhere(lab: &Lab, expected: &Rows) -> Result<()> {
     expect_schemas(lab, expected)
 }
 
+/// Makes a node's tables as empty as a new node's are. The node must not run.
+pub fn empty_schema(lab: &Lab, node: u32) -> Result<()> {
+    let schema = lab.names().schema(SCHEMA_PREFIX, NodeId(node));
+    empty_tables(lab.postgres()?, &schema)
+}
+
+/// Makes the tables of a schema as empty as a new node's are.
+pub fn empty_tables(postgres: &str, schema: &str) -> Result<()> {
+    let tables = ["kv", "slot_state", "dedup", "restore"];
+    let tables = tables.map(|table| format!("\"{schema}\".{table}"));
+    let statement = format!("TRUNCATE {}", tables.join(", "));
+    query(postgres, &statement).map(drop)
+}
+
 /// Runs one statement by `psql`; rows are lines, columns are parted by `|`.
 pub fn query(postgres: &str, statement: &str) -> Result<String> {
     let mut command = Command::new("psql");

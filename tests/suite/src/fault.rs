@@ -22,6 +22,8 @@ const KILL_LIMIT: Duration = Duration::from_secs(5);
 pub enum Fault {
     /// SIGKILL of the leader of a key that is used, and its return.
     LeaderKilled,
+    /// SIGKILL of the leader of a key that is used, and its return with an empty schema.
+    StateLost,
     /// SIGKILL of two nodes of three, and their return.
     MajorityKilled,
     /// SIGKILL of all nodes, and their return.
@@ -69,7 +71,7 @@ pub enum Fault {
 }
 
 /// Every kind.
-pub const ALL: [Fault; 23] = [
+pub const ALL: [Fault; 24] = [
     Fault::LeaderKilled,
     Fault::CutFromKafka,
     Fault::LeaderPaused,
@@ -78,6 +80,7 @@ pub const ALL: [Fault; 23] = [
     Fault::LeaderStopsGracefully,
     Fault::KafkaAnswersLost,
     Fault::PostgresKilled,
+    Fault::StateLost,
     Fault::CutFromPeers,
     Fault::MajorityKilled,
     Fault::BrokerPaused,
@@ -113,12 +116,15 @@ impl Fault {
 
     /// Whether both can be held at the same time.
     pub fn goes_with(self, other: Self) -> bool {
-        self.of() != other.of()
+        // To empty a schema needs a server that answers.
+        let empties = |one: Self, two: Self| one == Self::StateLost && two.of() == Of::Postgres;
+        self.of() != other.of() && !empties(self, other) && !empties(other, self)
     }
 
     fn of(self) -> Of {
         match self {
             Self::LeaderKilled
+            | Self::StateLost
             | Self::MajorityKilled
             | Self::AllNodesKilled
             | Self::LeaderStopsGracefully
@@ -204,6 +210,7 @@ impl Plan {
         let broker = format!("kafka-{}", rng.usize(..lab.brokers()?));
         match self.fault {
             Fault::LeaderKilled => self.kill(&[leader_of(&lab, key)?]),
+            Fault::StateLost => self.lose_state(&lab, key),
             Fault::MajorityKilled => {
                 rng.shuffle(&mut names);
                 self.kill(&names[..=names.len() / 2])
@@ -256,6 +263,16 @@ impl Plan {
         thread::sleep(self.held);
         parts.iter().try_for_each(|part| lab::start(part))?;
         Ok(Done::of(&parts.join(", "), "gone, and started".to_owned()))
+    }
+
+    fn lose_state(&self, lab: &Lab, key: &str) -> Result<Done> {
+        let leader = leader_of(lab, key)?;
+        let node = leader.trim_start_matches("node-").parse()?;
+        lab::kill(&leader)?;
+        thread::sleep(self.held);
+        check::empty_schema(lab, node)?;
+        lab::start(&leader)?;
+        Ok(Done::of(&leader, "gone, and started empty".to_owned()))
     }
 
     fn pause(&self, parts: &[String]) -> Result<Done> {

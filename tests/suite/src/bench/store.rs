@@ -4,15 +4,16 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use kvcluster_crds::{SlotRole, SlotStatus, environment};
 use serde::Deserialize;
 use serde_json::json;
 
 use crate::election::settled_leaders;
 use crate::lab::Lab;
-use crate::{http, poll, processes};
+use crate::{check, http, poll, processes};
 
 /// Nodes, and replicas of each slot.
 const NODES: u32 = 3;
@@ -23,6 +24,8 @@ const ADMIN_BASE: u16 = 19_580;
 const PREPARE_LIMIT: Duration = Duration::from_mins(2);
 /// Longest time until each slot has a leader.
 const LEADERS_LIMIT: Duration = Duration::from_mins(2);
+/// Longest time until a replica without state has caught up.
+const REBUILD_LIMIT: Duration = Duration::from_mins(10);
 /// Longest graceful stop of a node.
 const STOP_LIMIT: Duration = Duration::from_secs(40);
 
@@ -61,7 +64,7 @@ impl Store {
             folder,
         };
         for entry in entries {
-            let process = start_node(&entry, &store.folder)?;
+            let process = start_node(&entry, &store.folder, &[])?;
             store.nodes.push(Node { entry, process });
         }
         poll::until(LEADERS_LIMIT, "a leader for each slot", || {
@@ -89,6 +92,50 @@ impl Store {
             .collect()
     }
 
+    /// Base URL of the node that leads the first slot.
+    pub(super) fn leader_url(&self) -> Result<String> {
+        let leader = self.leader()?;
+        Ok(format!("http://{}", self.nodes[leader].entry.listen))
+    }
+
+    fn leader(&self) -> Result<usize> {
+        poll::until(LEADERS_LIMIT, "a leader", || {
+            for (index, node) in self.nodes.iter().enumerate() {
+                if node.slot()?.role == SlotRole::Leader {
+                    return Ok(Some(index));
+                }
+            }
+            Ok(None)
+        })
+    }
+
+    /// Kills a node that follows, empties its schema, starts it with that limit of records above which it takes a snapshot, and
+    /// waits until it has everything durably that the leader had when it started.
+    pub(super) fn rebuild_follower(&mut self, records_max: u64) -> Result<Rebuilt> {
+        let leader = self.leader()?;
+        let target = self.nodes[leader].slot()?.applied;
+        poll::until(LEADERS_LIMIT, "durable leader", || {
+            Ok((self.nodes[leader].slot()?.durable >= target).then_some(()))
+        })?;
+        let node = &mut self.nodes[(leader + 1) % NODES as usize];
+        node.process.kill()?;
+        node.process.wait()?;
+        let schema = &node.entry.env[environment::POSTGRES_SCHEMA];
+        check::empty_tables(Lab::services()?.postgres()?, schema)?;
+        let begun = Instant::now();
+        let more = [(environment::SNAPSHOT_FROM_RECORDS, records_max.to_string())];
+        node.process = start_node(&node.entry, &self.folder, &more)?;
+        poll::until(REBUILD_LIMIT, "a replica that has caught up", || {
+            let slot = node.slot()?;
+            Ok((slot.caught_up && slot.durable >= target).then_some(()))
+        })?;
+        Ok(Rebuilt {
+            took: begun.elapsed(),
+            records: target,
+            restored_rows: node.restored_rows()?,
+        })
+    }
+
     /// Stops the nodes and waits until they are gone.
     pub(super) fn stop(mut self) -> Result<()> {
         for node in &self.nodes {
@@ -113,7 +160,35 @@ impl Drop for Store {
     }
 }
 
+/// A replica that began without state.
+pub(super) struct Rebuilt {
+    /// From the start of its process.
+    pub(super) took: Duration,
+    /// Records of the log when it started.
+    pub(super) records: i64,
+    /// Rows that it took over from another node.
+    pub(super) restored_rows: u64,
+}
+
 impl Node {
+    /// Its replica of the first slot.
+    fn slot(&self) -> Result<SlotStatus> {
+        let slots = self.status()?.slots;
+        slots.into_iter().next().context("it has no slot yet")
+    }
+
+    fn restored_rows(&self) -> Result<u64> {
+        const NAME: &str = "kvcluster_restored_rows_total ";
+        let answer = http::once(
+            &format!("http://{}", self.entry.admin_listen),
+            "GET",
+            "/metrics",
+        )?;
+        let text = answer.text();
+        let value = text.lines().find_map(|line| line.strip_prefix(NAME));
+        Ok(value.context("there is no such metric")?.trim().parse()?)
+    }
+
     fn status(&self) -> Result<kvcluster_crds::NodeStatus> {
         let answer = http::once(
             &format!("http://{}", self.entry.admin_listen),
@@ -132,6 +207,7 @@ fn prepare(lab: &Lab, name: &str, slots: u32, folder: &Path) -> Result<()> {
             "nodes": NODES, "replication": NODES, "slots": slots,
             "kafka": {"bootstrapServers": lab.kafka()?, "replicationFactor": 1, "minInSyncReplicas": 1},
             "postgres": {"instances": [{"name": "main", "adminUrlSecret": {"name": "unused"}}]},
+            "log": {"keepRecords": 1_000_000_000},
         },
     });
     let file = folder.join("manifest.yaml");
@@ -150,11 +226,12 @@ fn prepare(lab: &Lab, name: &str, slots: u32, folder: &Path) -> Result<()> {
     processes::output(&mut command, PREPARE_LIMIT).map(drop)
 }
 
-fn start_node(entry: &Entry, folder: &Path) -> Result<Child> {
+fn start_node(entry: &Entry, folder: &Path, more: &[(&str, String)]) -> Result<Child> {
     let log = File::create(folder.join(format!("node-{}.log", entry.id)))?;
     let mut command = Command::new(processes::own_program("kvcluster-node")?);
     command
         .envs(&entry.env)
+        .envs(more.iter().map(|(name, value)| (*name, value)))
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)
         .stderr(log);

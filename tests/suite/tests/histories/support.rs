@@ -3,8 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use kvcluster_crds::NodeId;
-use kvcluster_suite::lab::{self, Lab, SCHEMA_PREFIX};
+use kvcluster_suite::lab::{self, Lab};
 use kvcluster_suite::{check, election};
 
 /// Longest time until a store whose faults are taken back is whole again: a restarted Kafka takes up to 12 s.
@@ -28,10 +27,7 @@ pub(crate) fn from_the_log(mistake: Option<&str>) -> Result<()> {
         if node.pid.is_some() {
             lab::kill(&format!("node-{}", node.id))?;
         }
-        let schema = lab.names().schema(SCHEMA_PREFIX, NodeId(node.id));
-        let statement =
-            format!("TRUNCATE \"{schema}\".kv, \"{schema}\".slot_state, \"{schema}\".dedup");
-        check::query(lab.postgres()?, &statement)?;
+        check::empty_schema(&lab, node.id)?;
     }
     lab::restart_nodes(mistake)
 }
