@@ -466,9 +466,7 @@ impl Slots for Registry {
     }
 
     fn fresh_from(&self, slot: SlotId, within_ms: u64) -> Option<Offset> {
-        // The clock shows a millisecond that is not over.
-        let since_ms = clock::wall_ms().saturating_sub(within_ms) + 1;
-        self.fresh_since(slot, since_ms)
+        self.fresh_since(slot, clock::wall_ms().saturating_sub(within_ms))
     }
 
     fn nodes(&self) -> Vec<(NodeId, String)> {
