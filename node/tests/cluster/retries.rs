@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
+use std::time::Instant;
 
 use crate::fixture::{Cluster, Outcome};
-use crate::{PATIENCE, SLOTS, alone};
+use crate::{PATIENCE, SLOTS, StopsAtEnd, alone};
 
 const WRITERS: usize = 6;
 /// Kills of a node, each of another one than the last.
@@ -27,7 +28,9 @@ fn write(cluster: &Cluster, writer: usize, done: &AtomicU64, stop: &AtomicBool) 
         let value = format!("{writer}-{number}");
         let key = format!("w{writer}-{}", number % 20);
         let mut attempts = 0;
+        let begun = Instant::now();
         loop {
+            assert!(begun.elapsed() < PATIENCE, "{value} is never done");
             let node = (writer + number + attempts as usize) % cluster.nodes();
             attempts += 1;
             match cluster.put_named(node, &key, &value, &value) {
@@ -56,6 +59,7 @@ fn a_write_that_is_sent_again_takes_effect_once() {
     let (done, stop) = (AtomicU64::new(0), AtomicBool::new(false));
     let all = thread::scope(|scope| {
         let (shared, done, stop) = (&cluster, &done, &stop);
+        let stops = StopsAtEnd(stop);
         let start = |writer| scope.spawn(move || write(shared, writer, done, stop));
         let writers: Vec<_> = (0..WRITERS).map(start).collect();
         for kill in 0..KILLS {
@@ -67,7 +71,7 @@ fn a_write_that_is_sent_again_takes_effect_once() {
             cluster.restart(victim);
             cluster.wait_until(PATIENCE, || cluster.is_caught_up(victim));
         }
-        stop.store(true, Ordering::SeqCst);
+        drop(stops);
         let ended = writers.into_iter().map(thread::ScopedJoinHandle::join);
         ended
             .map(|ended| ended.expect("a writer"))

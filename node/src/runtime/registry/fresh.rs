@@ -33,6 +33,7 @@ impl Registry {
     /// The next offset at which a replica of `slot` lacks nothing that was acknowledged before `since_ms` of the wall clock.
     pub(super) fn fresh_since(&self, slot: SlotId, since_ms: u64) -> Option<Offset> {
         let peers = self.peers.read().unwrap_or_else(PoisonError::into_inner);
-        peers.acknowledged(slot, since_ms)
+        // A clock shows a millisecond that is not over.
+        peers.acknowledged(slot, since_ms + 1)
     }
 }

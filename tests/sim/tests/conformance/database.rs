@@ -12,7 +12,7 @@ use bytes::Bytes;
 use futures::TryStreamExt;
 use futures::future::{BoxFuture, LocalBoxFuture};
 use kvcluster_crds::{Epoch, Incarnation, NodeId, Offset, SlotId};
-use kvcluster_node::effect::{Applied, Effect, Loaded, SlotPosition};
+use kvcluster_node::effect::{Applied, DedupEntry, Effect, Loaded, SlotPosition};
 use kvcluster_node::store::{Store, StoreError};
 use kvcluster_sim::store::{How, Step};
 
@@ -124,6 +124,40 @@ impl Opened {
     }
 
     pub(crate) fn apply_bytes(&mut self, slot: u32, changes: Vec<(Bytes, Option<Bytes>)>) -> i64 {
+        let at = position(self.next_offset(slot) + 1);
+        self.apply_at(slot, changes, None, at)
+    }
+
+    /// Applies a put of a key with a request that is to be remembered by the same name, at a time of the slot.
+    pub(crate) fn apply_request(&mut self, slot: u32, name: &str, time_ms: u64) -> DedupEntry {
+        let offset = self.next_offset(slot);
+        let entry = DedupEntry {
+            key: name.as_bytes().into(),
+            fingerprint: u64::MAX - offset.cast_unsigned(),
+            version: Offset(offset),
+            time_ms,
+        };
+        let at = SlotPosition {
+            time_ms,
+            ..position(offset + 1)
+        };
+        let name = Bytes::copy_from_slice(name.as_bytes());
+        self.apply_at(
+            slot,
+            vec![(name.clone(), Some(name))],
+            Some(entry.clone()),
+            at,
+        );
+        entry
+    }
+
+    fn apply_at(
+        &mut self,
+        slot: u32,
+        changes: Vec<(Bytes, Option<Bytes>)>,
+        dedup: Option<DedupEntry>,
+        position: SlotPosition,
+    ) -> i64 {
         let next = self.next.entry(slot).or_insert(0);
         let offset = *next;
         *next += 1;
@@ -142,8 +176,8 @@ impl Opened {
             slot: SlotId(slot),
             offset: Offset(offset),
             effects,
-            dedup: None,
-            position: position(offset + 1),
+            dedup,
+            position,
         });
         offset
     }
@@ -210,6 +244,18 @@ pub(crate) async fn load(
     let loaded = store.load(&slots).await?;
     let position = |(slot, loaded): (SlotId, Loaded)| (slot, loaded.position);
     Ok(loaded.into_iter().map(position).collect())
+}
+
+/// What the next process finds remembered of slots 0 and 1.
+pub(crate) async fn remembered(
+    database: &dyn Database,
+    incarnation: u64,
+) -> BTreeMap<u32, Vec<DedupEntry>> {
+    let store = database.store(incarnation);
+    store.open().await.expect("opens");
+    let loaded = store.load(&[SlotId(0), SlotId(1)]).await.expect("loads");
+    let dedup = |(slot, loaded): (SlotId, Loaded)| (slot.0, loaded.dedup);
+    loaded.into_iter().map(dedup).collect()
 }
 
 /// What a reader of a key gets: value and version.

@@ -4,6 +4,7 @@ mod applying;
 mod failing;
 mod flushing;
 mod owning;
+mod remembering;
 mod scanning;
 
 use crate::database::Database;
@@ -19,6 +20,7 @@ pub(crate) fn all() -> Vec<StoreCase> {
         scanning::cases(),
         owning::cases(),
         failing::cases(),
+        remembering::cases(),
     ]
     .into_iter()
     .flatten()

@@ -202,6 +202,17 @@ const RETRIES: Exploration = Exploration {
     ],
 };
 
+const RETRIES_AFTER_RESTARTS: Exploration = Exploration {
+    name: "a write that is sent again to a node that came back",
+    limits: Limits {
+        mishaps: 0,
+        restarts: 1,
+        records: 4,
+        ..RETRIES.limits
+    },
+    ..RETRIES
+};
+
 impl Model for Exploration {
     type State = World;
     type Action = Action;
@@ -300,6 +311,11 @@ fn hand_over_reads() {
 #[test]
 fn retries() {
     RETRIES.expect_safe();
+}
+
+#[test]
+fn retries_after_restarts() {
+    RETRIES_AFTER_RESTARTS.expect_safe();
 }
 
 #[test]

@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use kvcluster_crds::{Incarnation, LogId, NodeId, Offset, SlotId, SlotRole};
-use kvcluster_node::effect::{Applied, Effect, Idempotency, Loaded, SlotPosition, fingerprint};
+use kvcluster_node::effect::{
+    Applied, DedupEntry, Effect, Idempotency, Loaded, SlotPosition, fingerprint,
+};
 use kvcluster_node::log::codec::Body;
 use kvcluster_node::service::{ReadPermit, SlotError};
 use kvcluster_node::slot::election::{Hints, PeerHint};
@@ -111,6 +113,8 @@ struct Node {
     flying: VecDeque<(Token, Bytes)>,
     fates: VecDeque<Input>,
     position: SlotPosition,
+    /// What it has stored of requests.
+    dedup: Vec<DedupEntry>,
     version: i64,
     reads: Vec<usize>,
     permits: Vec<ReadPermit>,
@@ -187,8 +191,8 @@ impl World {
     /// Node 0 leads, everybody knows it, and nothing was written.
     pub(crate) fn new(limits: Limits) -> Self {
         let node = |index: usize| {
-            let machine = machine(&limits, index, 0, SlotPosition::start(), 0);
-            Arc::new(Node::new(machine, 0, &SlotPosition::start(), ABSENT))
+            let machine = machine(&limits, index, 0, Loaded::start(), 0);
+            Arc::new(Node::new(machine, 0, Loaded::start(), ABSENT))
         };
         let mut world = Self {
             limits,
@@ -472,19 +476,17 @@ impl World {
         for read in &old.reads {
             self.reads[*read].is_open = false;
         }
-        let (position, version) = match stored {
-            Stored::Everything => (old.position.clone(), old.version),
-            Stored::Nothing => (SlotPosition::start(), ABSENT),
+        let everything = || Loaded {
+            position: old.position.clone(),
+            dedup: old.dedup.clone(),
+        };
+        let (loaded, version) = match stored {
+            Stored::Everything => (everything(), old.version),
+            Stored::Nothing => (Loaded::start(), ABSENT),
         };
         let life = old.life + 1;
-        let machine = machine(
-            &self.limits,
-            index,
-            life,
-            position.clone(),
-            self.clock(index),
-        );
-        self.nodes[index] = Arc::new(Node::new(machine, life, &position, version));
+        let machine = machine(&self.limits, index, life, loaded.clone(), self.clock(index));
+        self.nodes[index] = Arc::new(Node::new(machine, life, loaded, version));
         self.step(index, Input::Hints(trusting(index)));
         if self.nodes[index].cursor as usize == self.log.len() {
             self.step(index, Input::CaughtUp);
@@ -587,6 +589,7 @@ impl World {
             node.version = offset;
         }
         node.position = applied.position;
+        node.dedup.extend(applied.dedup);
     }
 
     fn write_answered(&mut self, id: usize, answer: Result<Offset, SlotError>) {
@@ -637,15 +640,17 @@ impl World {
 }
 
 impl Node {
-    fn new(machine: SlotMachine, life: u64, position: &SlotPosition, version: i64) -> Self {
+    fn new(machine: SlotMachine, life: u64, loaded: Loaded, version: i64) -> Self {
+        let Loaded { position, dedup } = loaded;
         Self {
             machine,
             life,
-            cursor: SlotMachine::follow_from(position).0,
+            cursor: SlotMachine::follow_from(&position).0,
             is_verified: position.checksum_before.is_none(),
             flying: VecDeque::new(),
             fates: VecDeque::new(),
-            position: position.clone(),
+            position,
+            dedup,
             version,
             reads: Vec::new(),
             permits: Vec::new(),
@@ -663,6 +668,7 @@ impl Node {
             flying: self.flying.clone(),
             fates: self.fates.clone(),
             position: self.position.clone(),
+            dedup: self.dedup.clone(),
             version: self.version,
             reads: self.reads.clone(),
             permits,
@@ -679,6 +685,7 @@ impl Node {
             flying,
             fates,
             position: _,
+            dedup: _,
             version,
             reads,
             permits,
@@ -719,13 +726,7 @@ impl PartialEq for World {
     }
 }
 
-fn machine(
-    limits: &Limits,
-    index: usize,
-    life: u64,
-    position: SlotPosition,
-    now: u64,
-) -> SlotMachine {
+fn machine(limits: &Limits, index: usize, life: u64, loaded: Loaded, now: u64) -> SlotMachine {
     let settings = Settings {
         slot: SlotId(0),
         node: NodeId(index as u32),
@@ -735,8 +736,7 @@ fn machine(
         reads_by_lease: limits.reads_by_lease,
         dedup_entries_max: usize::from(limits.retries),
     };
-    let dedup = Vec::new();
-    SlotMachine::new(settings, Loaded { position, dedup }, now)
+    SlotMachine::new(settings, loaded, now)
 }
 
 fn others(me: Option<usize>, alive: bool, can_lead: bool, serves: bool) -> Vec<PeerHint> {

@@ -22,6 +22,7 @@ pub(super) enum Flaw {
     FirstChangeOnly,
     EmptyValuesAbsent,
     VersionsOneLater,
+    RequestsForgotten,
     ReadsSlotZero,
     ReadsNothing,
     ErrorsReadAsAbsent,
@@ -48,12 +49,13 @@ pub(super) enum Flaw {
 
 use Flaw as F;
 
-pub(super) const ALL: [Flaw; 27] = [
+pub(super) const ALL: [Flaw; 28] = [
     F::DeletesDropped,
     F::PutsDropped,
     F::FirstChangeOnly,
     F::EmptyValuesAbsent,
     F::VersionsOneLater,
+    F::RequestsForgotten,
     F::ReadsSlotZero,
     F::ReadsNothing,
     F::ErrorsReadAsAbsent,
@@ -232,7 +234,13 @@ impl Store for FlawedStore {
 
     fn apply(&self, applied: Applied) {
         let effects = self.alter(applied.effects);
-        self.inner.apply(Applied { effects, ..applied });
+        let remembers = self.flaw != F::RequestsForgotten;
+        let dedup = applied.dedup.filter(|_| remembers);
+        self.inner.apply(Applied {
+            effects,
+            dedup,
+            ..applied
+        });
     }
 
     fn get<'a>(

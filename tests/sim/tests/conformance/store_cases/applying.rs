@@ -6,7 +6,7 @@ use kvcluster_node::effect::{KEY_BYTES_MAX, SlotPosition, VALUE_BYTES_MAX};
 use kvcluster_node::store::Progress;
 
 use super::StoreCase;
-use crate::database::{Database, Opened, get, kind, load, position, value};
+use crate::database::{Database, Opened, get, kind, load, value};
 use crate::table::cases;
 
 pub(super) fn cases() -> Vec<StoreCase> {
