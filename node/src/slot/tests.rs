@@ -1,13 +1,16 @@
 //! One machine and a log that the test holds in its hands. Whole clusters are simulated in `tests/simulation`.
 
+use bytes::Bytes;
 use kvcluster_crds::{Epoch, Incarnation, LogId, SlotId};
 
 use super::claiming::HAND_OVER_AFTER_NS;
 use super::election::{CLAIM_STAGGER_NS, NAMED_AFTER_NS, PeerHint};
 use super::leading::{BATCH_RECORDS_MAX, READS_WAITING_MAX, STAGED_RECORDS_MAX, STALLED_AFTER_NS};
 use super::lease::MS;
+use super::protocol::judge;
 use super::*;
-use crate::effect::Effect;
+use crate::effect::{Applied, Effect};
+use crate::log::codec::{Body, Entry, Record, checksum};
 use crate::service::ReadPermit;
 
 mod repeats;

@@ -113,7 +113,6 @@ impl Flusher {
     fn went_wrong(&mut self, error: &StoreError) {
         self.connection = None;
         self.pace.failed(Instant::now());
-        self.shared.reachable.store(false, Ordering::Relaxed);
         self.shared.metrics.store.flush_errors.inc();
         if self.shared.connected.swap(false, Ordering::Relaxed) {
             tracing::warn!(%error, "PostgreSQL does not take flushes; trying again");
@@ -127,10 +126,7 @@ impl Flusher {
         let mut connection = if let Some(connection) = self.connection.take() {
             connection
         } else {
-            let mut connection = connect(&self.options).await?;
-            limited(RECONCILE_SECONDS, reconcile(&mut connection, &shared)).await?;
-            shared.reachable.store(true, Ordering::Relaxed);
-            connection
+            self.connect().await?
         };
         let durable = self.pace.durable_is_due(begin) || !self.waiting.is_empty();
         let waiting = self.waiting.len();
@@ -167,6 +163,20 @@ impl Flusher {
             }
         }
         Ok(())
+    }
+
+    /// Connects, and finds out where everything stands. A server that answers this can be read, also when it takes no flush.
+    async fn connect(&self) -> Result<PgConnection, StoreError> {
+        let shared = &self.shared;
+        let work = async {
+            let mut connection = connect(&self.options).await?;
+            limited(RECONCILE_SECONDS, reconcile(&mut connection, shared)).await?;
+            Ok(connection)
+        };
+        let connected = work.await;
+        let is_reachable = connected.is_ok();
+        shared.reachable.store(is_reachable, Ordering::Relaxed);
+        connected
     }
 
     /// Gathers the next batch; says whether everything that is applied is in it. A durable one proves the slots that have

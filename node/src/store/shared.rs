@@ -23,7 +23,7 @@ pub(super) struct Shared {
     pub(super) metrics: Arc<Metrics>,
     /// Whether the flusher's last statement went well.
     pub(super) connected: AtomicBool,
-    /// Whether the flusher has a connection: without one, reads fail at once instead of after a timeout.
+    /// Whether the flusher could connect when it last tried: if not, reads fail at once instead of after a timeout.
     pub(super) reachable: AtomicBool,
     /// Wakes the flusher: rows wait where none did, or enough of them for a flush at once.
     pub(super) wake: Notify,

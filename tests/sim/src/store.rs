@@ -44,7 +44,7 @@ struct Inner {
     waiting: Mutex<Vec<oneshot::Sender<()>>>,
     wake: Notify,
     connected: AtomicBool,
-    /// Whether the flusher has a connection: without one, reads fail at once.
+    /// Whether the flusher could connect when it last tried: if not, reads fail at once.
     reachable: AtomicBool,
     failure: Mutex<Option<StoreError>>,
     has_failed: Notify,

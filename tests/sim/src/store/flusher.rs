@@ -87,7 +87,6 @@ impl Flusher {
         let pause = pause.min(RETRY.1);
         self.retry = Some((Instant::now() + pause, pause));
         self.inner.connected.store(false, Ordering::SeqCst);
-        self.inner.reachable.store(false, Ordering::SeqCst);
     }
 
     async fn step(&mut self) -> Result<(), StoreError> {
@@ -95,10 +94,7 @@ impl Flusher {
         let connection = if let Some(connection) = self.connection.take() {
             connection
         } else {
-            let connection = self.inner.schema.connect().await?;
-            self.reconcile(&connection).await?;
-            self.inner.reachable.store(true, Ordering::SeqCst);
-            connection
+            self.connect().await?
         };
         let waiting = lock(&self.inner.waiting).len();
         let durable = waiting > 0 || begin >= self.last_durable + DURABLE_GAP;
@@ -132,6 +128,18 @@ impl Flusher {
             }
         }
         Ok(())
+    }
+
+    async fn connect(&self) -> Result<Connection, StoreError> {
+        let work = async {
+            let connection = self.inner.schema.connect().await?;
+            self.reconcile(&connection).await?;
+            Ok(connection)
+        };
+        let connected = work.await;
+        let is_reachable = connected.is_ok();
+        self.inner.reachable.store(is_reachable, Ordering::SeqCst);
+        connected
     }
 
     /// What is applied and not flushed; a durable batch proves every slot. Says whether all of it fitted.

@@ -23,6 +23,7 @@ pub(super) fn cases() -> Vec<StoreCase> {
         a_refused_commit_is_tried_again,
         a_full_disk_is_waited_for,
         what_is_applied_is_read_while_the_disk_is_full,
+        what_was_flushed_is_read_while_the_disk_is_full,
         no_slot_is_loaded_while_the_disk_is_full,
         a_flush_of_all_waits_for_the_server,
         a_server_that_is_away_is_told_and_waited_for,
@@ -126,6 +127,26 @@ async fn what_is_applied_is_read_while_the_disk_is_full(database: &dyn Database)
     assert_eq!(value(&*opened, 0, "a").await.as_deref(), Some("1"));
     assert!(opened.unflushed_bytes() > 0);
     assert!(database.rows(0).await.is_empty());
+    database.set_full(false).await;
+    opened.flush().await;
+    opened.agrees(database).await
+}
+
+/// By a process that has nothing of it in memory.
+async fn what_was_flushed_is_read_while_the_disk_is_full(database: &dyn Database) -> String {
+    let mut opened = Opened::first(database).await;
+    let keys: Vec<String> = (0..40).map(|number| format!("k{number}")).collect();
+    for key in &keys {
+        opened.apply(0, &[(key, Some("1"))]);
+    }
+    opened.flush().await;
+    let mut opened = Opened::next(database, 2).await;
+    database.set_full(true).await;
+    opened.apply(0, &[("new", Some("1"))]);
+    eventually("a flush fails", async || !opened.connected()).await;
+    for key in &keys {
+        assert_eq!(value(&*opened, 0, key).await.as_deref(), Some("1"));
+    }
     database.set_full(false).await;
     opened.flush().await;
     opened.agrees(database).await
