@@ -14,6 +14,7 @@ use crate::log::codec::{Body, Entry, Record, checksum};
 use crate::service::ReadPermit;
 
 mod repeats;
+mod restored;
 
 const LEASE_MS: u32 = 600;
 const DEDUP_MAX: usize = 10;
