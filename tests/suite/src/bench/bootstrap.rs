@@ -1,4 +1,4 @@
-//! How long a replica without state takes until it has caught up durably: by a snapshot of another one, and by reading the
+//! How long a replica without state takes until it has everything durably: by a snapshot of another one, and by reading the
 //! same log. Both in turn, on one store of one slot, while a client goes on to write.
 
 use std::path::PathBuf;
@@ -35,7 +35,7 @@ struct Bootstrap {
     keys: usize,
     /// Records of its log at that time.
     records: i64,
-    /// From the start of the process until it had caught up, and had all of that in PostgreSQL for good.
+    /// From the start of the process until it had all of that in PostgreSQL for good.
     seconds: f64,
     /// Rows that it took over from another node.
     restored_rows: u64,

@@ -125,10 +125,14 @@ impl Store {
         let begun = Instant::now();
         let more = [(environment::SNAPSHOT_FROM_RECORDS, records_max.to_string())];
         node.process = start_node(&node.entry, &self.folder, &more)?;
-        poll::until(REBUILD_LIMIT, "a replica that has caught up", || {
-            let slot = node.slot()?;
-            Ok((slot.caught_up && slot.durable >= target).then_some(()))
-        })?;
+        poll::until(
+            REBUILD_LIMIT,
+            "a replica that has all of it durably",
+            || {
+                let slot = node.slot()?;
+                Ok((slot.durable >= target).then_some(()))
+            },
+        )?;
         Ok(Rebuilt {
             took: begun.elapsed(),
             records: target,
