@@ -73,6 +73,7 @@ struct Node {
     args: NodeArgs,
     store: Arc<PostgresStore>,
     registry: Arc<Registry>,
+    peers: Peers,
     stop: CancellationToken,
     ended: mpsc::UnboundedSender<&'static str>,
 }
@@ -119,13 +120,15 @@ pub async fn run(args: NodeArgs) -> anyhow::Result<()> {
         store: Arc::clone(&store) as Arc<dyn Store>,
         clock: Clock::of_machine(),
     }));
-    let servers = Servers::start(&args, &registry, &store, metrics).await?;
+    let peers = Peers::over_http();
+    let servers = Servers::start(&args, &registry, &store, metrics, peers.clone()).await?;
     info!(node = args.node_id, %incarnation, listen = %args.listen, "started");
     let (ended, mut ends) = mpsc::unbounded_channel();
     let node = Arc::new(Node {
         args,
         store: Arc::clone(&store),
         registry: Arc::clone(&registry),
+        peers,
         stop: CancellationToken::new(),
         ended,
     });
@@ -171,6 +174,7 @@ impl Servers {
         registry: &Arc<Registry>,
         store: &Arc<PostgresStore>,
         metrics: Arc<Metrics>,
+        peers: Peers,
     ) -> anyhow::Result<Self> {
         let bind = async |address| {
             TcpListener::bind(address)
@@ -186,7 +190,7 @@ impl Servers {
             snapshots: Arc::clone(store) as Arc<dyn Snapshots>,
             metrics,
             readiness: readiness.clone(),
-            peers: Peers::over_http(),
+            peers,
             clock: registry.config().clock.clone(),
         };
         let Routers { rest, admin } = api.routers();
@@ -270,6 +274,7 @@ impl Node {
             Arc::clone(&self.registry),
             Arc::clone(&log),
             self.args.trim.keep(),
+            self.peers.clone(),
         );
         tasks.spawn(async move {
             trimmer.run().await;
@@ -288,7 +293,7 @@ impl Node {
                 Arc::clone(&self.registry),
                 Arc::clone(&self.store) as Arc<dyn Store>,
                 Arc::clone(&self.store) as Arc<dyn Snapshots>,
-                Peers::over_http(),
+                self.peers.clone(),
             ),
         };
         loop {

@@ -4,6 +4,7 @@
 //! the node with the compare-and-set of every slot's `next_offset`.
 
 use bytes::Bytes;
+use futures::FutureExt;
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 use kvcluster_crds::{Offset, SlotId};
@@ -175,4 +176,33 @@ pub trait Snapshots: Send + Sync + 'static {
         least: Offset,
         stream: BoxStream<'a, Result<Bytes, String>>,
     ) -> BoxFuture<'a, Result<(), RestoreError>>;
+}
+
+/// Snapshots of a store that has none to give and takes none: of those in memory, for tests and simulations.
+pub struct NoSnapshots;
+
+impl Snapshots for NoSnapshots {
+    fn export(
+        &self,
+        slot: SlotId,
+        _after: Bytes,
+        _least: Offset,
+    ) -> BoxFuture<'_, Result<BoxStream<'static, Result<Bytes, StoreError>>, ExportError>> {
+        std::future::ready(Err(ExportError::NotHere { slot })).boxed()
+    }
+
+    fn missing(&self, _slot: SlotId, least: Offset) -> BoxFuture<'_, Result<Missing, StoreError>> {
+        let after = Bytes::new();
+        std::future::ready(Ok(Missing { after, least })).boxed()
+    }
+
+    fn restore<'a>(
+        &'a self,
+        _slot: SlotId,
+        _least: Offset,
+        _stream: BoxStream<'a, Result<Bytes, String>>,
+    ) -> BoxFuture<'a, Result<(), RestoreError>> {
+        let refused = RestoreError::Source("this store takes no snapshots".to_owned());
+        std::future::ready(Err(refused)).boxed()
+    }
 }

@@ -52,7 +52,7 @@ impl Node {
         let api = Api {
             slots: Arc::clone(&slots) as Arc<dyn Slots>,
             store: Arc::clone(&slots.store) as Arc<dyn Store>,
-            snapshots: Arc::clone(&slots.store) as Arc<dyn Snapshots>,
+            snapshots: Arc::new(crate::store::NoSnapshots),
             metrics: Metrics::new(),
             readiness: readiness.clone(),
             peers: Peers::over_http(),

@@ -39,12 +39,17 @@ pub(super) struct Trimmer {
 }
 
 impl Trimmer {
-    pub(super) fn new(registry: Arc<Registry>, log: Arc<KafkaLog>, keep: Keep) -> Self {
+    pub(super) fn new(
+        registry: Arc<Registry>,
+        log: Arc<KafkaLog>,
+        keep: Keep,
+        peers: Peers,
+    ) -> Self {
         Self {
             registry,
             log,
             keep,
-            peers: Peers::over_http(),
+            peers,
             heard: BTreeMap::new(),
             begun: Instant::now(),
             trimmed: BTreeMap::new(),

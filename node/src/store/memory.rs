@@ -8,12 +8,10 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 use futures::{FutureExt, StreamExt, stream};
-use kvcluster_crds::{Offset, SlotId};
+use kvcluster_crds::SlotId;
 
 use crate::effect::{Applied, Effect, Loaded, Versioned};
-use crate::store::{
-    ExportError, Missing, Progress, RestoreError, Row, Snapshots, Store, StoreError,
-};
+use crate::store::{Progress, Row, Store, StoreError};
 
 /// Maps instead of tables.
 #[derive(Default)]
@@ -120,32 +118,5 @@ impl Store for MemoryStore {
 
     fn failed(&self) -> BoxFuture<'_, StoreError> {
         std::future::pending().boxed()
-    }
-}
-
-/// It has none to give and takes none.
-impl Snapshots for MemoryStore {
-    fn export(
-        &self,
-        slot: SlotId,
-        _after: Bytes,
-        _least: Offset,
-    ) -> BoxFuture<'_, Result<BoxStream<'static, Result<Bytes, StoreError>>, ExportError>> {
-        std::future::ready(Err(ExportError::NotHere { slot })).boxed()
-    }
-
-    fn missing(&self, _slot: SlotId, least: Offset) -> BoxFuture<'_, Result<Missing, StoreError>> {
-        let after = Bytes::new();
-        std::future::ready(Ok(Missing { after, least })).boxed()
-    }
-
-    fn restore<'a>(
-        &'a self,
-        _slot: SlotId,
-        _least: Offset,
-        _stream: BoxStream<'a, Result<Bytes, String>>,
-    ) -> BoxFuture<'a, Result<(), RestoreError>> {
-        let refused = RestoreError::Source("this store takes no snapshots".to_owned());
-        std::future::ready(Err(refused)).boxed()
     }
 }

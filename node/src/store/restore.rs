@@ -15,20 +15,17 @@ use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::BoxStream;
 use kvcluster_crds::{Offset, SlotId};
-use sqlx::{AssertSqlSafe, Connection, PgConnection};
+use sqlx::{AssertSqlSafe, PgConnection};
 
 use crate::effect::SlotPosition;
 use crate::store::batch::SlotStep;
-use crate::store::postgres::{
-    PostgresStore, check_ownership, make_partition, schema_error, unavailable,
-};
+use crate::store::postgres::{PostgresStore, make_partition, schema_error, unavailable};
 use crate::store::rows::slot_number;
 use crate::store::shared::Shared;
 use crate::store::snapshot::{
     Block, COPY_HEADER, COPY_TRAILER, Decoder, Head, Rows, SnapshotError,
 };
-use crate::store::write::move_offsets;
-use crate::store::{Missing, RestoreError, StoreError, sql};
+use crate::store::{Missing, RestoreError, StoreError, sql, write};
 
 /// Bytes of rows that one transaction takes at least, unless they are the last ones.
 const PIECE_BYTES: usize = 8 * 1_048_576;
@@ -173,12 +170,7 @@ async fn keep(
     let shared = &store.shared;
     shared.forget(slot);
     let work = async |connection: &mut PgConnection| {
-        let mut tx = connection.begin().await.map_err(unavailable)?;
-        sqlx::raw_sql(sql::COMMIT_DOES_NOT_WAIT)
-            .execute(&mut *tx)
-            .await
-            .map_err(unavailable)?;
-        check_ownership(&mut tx, shared).await?;
+        let mut tx = write::begin(connection, shared, false).await?;
         if is_first {
             empty(&mut tx, slot).await?;
         }
@@ -262,13 +254,8 @@ async fn end(
         dedup: Vec::new(),
     };
     let work = async |connection: &mut PgConnection| {
-        let mut tx = connection.begin().await.map_err(unavailable)?;
-        sqlx::raw_sql(sql::COMMIT_WAITS_FOR_DISK)
-            .execute(&mut *tx)
-            .await
-            .map_err(unavailable)?;
-        check_ownership(&mut tx, shared).await?;
-        let moved = move_offsets(std::slice::from_ref(&step))
+        let mut tx = write::begin(connection, shared, true).await?;
+        let moved = write::move_offsets(std::slice::from_ref(&step))
             .execute(&mut *tx)
             .await
             .map_err(unavailable)?;

@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use kvcluster_crds::Offset;
-use sqlx::{Connection, PgConnection, Postgres};
+use sqlx::{Connection, PgConnection, Postgres, Transaction};
 
 use crate::effect::SlotPosition;
 use crate::seeded::{self, Bug};
@@ -31,17 +31,7 @@ pub(super) async fn write(
     batch: &Batch,
     durable: bool,
 ) -> Result<Outcome, StoreError> {
-    let mut tx = connection.begin().await.map_err(unavailable)?;
-    let commit_wait = if durable {
-        sql::COMMIT_WAITS_FOR_DISK
-    } else {
-        sql::COMMIT_DOES_NOT_WAIT
-    };
-    sqlx::raw_sql(commit_wait)
-        .execute(&mut *tx)
-        .await
-        .map_err(unavailable)?;
-    check_ownership(&mut tx, shared).await?;
+    let mut tx = begin(connection, shared, durable).await?;
     let moved = move_offsets(&batch.steps)
         .execute(&mut *tx)
         .await
@@ -63,6 +53,26 @@ pub(super) async fn write(
     tx.commit().await.map_err(unavailable)?;
     shared.connected.store(true, Ordering::Relaxed);
     Ok(Outcome::Written)
+}
+
+/// Opens a transaction that writes, as the owner of the schema. `durable`: its commit waits for PostgreSQL's disk.
+pub(super) async fn begin<'c>(
+    connection: &'c mut PgConnection,
+    shared: &Shared,
+    durable: bool,
+) -> Result<Transaction<'c, Postgres>, StoreError> {
+    let mut tx = connection.begin().await.map_err(unavailable)?;
+    let commit_wait = if durable {
+        sql::COMMIT_WAITS_FOR_DISK
+    } else {
+        sql::COMMIT_DOES_NOT_WAIT
+    };
+    sqlx::raw_sql(commit_wait)
+        .execute(&mut *tx)
+        .await
+        .map_err(unavailable)?;
+    check_ownership(&mut tx, shared).await?;
+    Ok(tx)
 }
 
 /// The compare-and-set of the offsets of some slots.

@@ -17,12 +17,10 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 use futures::{FutureExt, StreamExt, stream};
-use kvcluster_crds::{Incarnation, Offset, SlotId};
+use kvcluster_crds::{Incarnation, SlotId};
 use kvcluster_node::effect::{Applied, Loaded, Versioned};
 use kvcluster_node::store::overlay::{SlotOverlay, merge};
-use kvcluster_node::store::{
-    ExportError, Missing, Progress, RestoreError, Row, Snapshots, Store, StoreError,
-};
+use kvcluster_node::store::{Progress, Row, Store, StoreError};
 use tokio::sync::{Notify, oneshot};
 use tokio::task::AbortHandle;
 
@@ -222,33 +220,6 @@ impl Store for SimStore {
     }
 }
 
-/// It has none to give and takes none.
-impl Snapshots for SimStore {
-    fn export(
-        &self,
-        slot: SlotId,
-        _after: Bytes,
-        _least: Offset,
-    ) -> BoxFuture<'_, Result<BoxStream<'static, Result<Bytes, StoreError>>, ExportError>> {
-        std::future::ready(Err(ExportError::NotHere { slot })).boxed()
-    }
-
-    fn missing(&self, _slot: SlotId, least: Offset) -> BoxFuture<'_, Result<Missing, StoreError>> {
-        let after = Bytes::new();
-        std::future::ready(Ok(Missing { after, least })).boxed()
-    }
-
-    fn restore<'a>(
-        &'a self,
-        _slot: SlotId,
-        _least: Offset,
-        _stream: BoxStream<'a, Result<Bytes, String>>,
-    ) -> BoxFuture<'a, Result<(), RestoreError>> {
-        let refused = RestoreError::Source("this store takes no snapshots".to_owned());
-        std::future::ready(Err(refused)).boxed()
-    }
-}
-
 impl Inner {
     fn with<T>(&self, slot: SlotId, work: impl FnOnce(&mut SlotOverlay) -> T) -> Option<T> {
         lock(&self.overlays).get_mut(&slot).map(work)
@@ -287,6 +258,7 @@ fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
 mod tests {
     use std::time::Duration;
 
+    use kvcluster_crds::Offset;
     use kvcluster_node::effect::{Effect, SlotPosition};
 
     use super::*;

@@ -15,7 +15,7 @@ use kvcluster_node::runtime::host::Host;
 use kvcluster_node::runtime::registry::{Registry, RegistryConfig};
 use kvcluster_node::runtime::restore::Restorer;
 use kvcluster_node::service::Slots;
-use kvcluster_node::store::{Snapshots, Store, StoreError};
+use kvcluster_node::store::{NoSnapshots, Store, StoreError};
 use kvcluster_sim::log::{Cut, SimLog};
 use kvcluster_sim::store::SimStore;
 use tokio::sync::watch;
@@ -114,7 +114,7 @@ impl Node {
         let api = Api {
             slots: Arc::clone(&self.registry) as Arc<dyn Slots>,
             store: Arc::clone(&self.store) as Arc<dyn Store>,
-            snapshots: Arc::clone(&self.store) as Arc<dyn Snapshots>,
+            snapshots: Arc::new(NoSnapshots),
             metrics: Metrics::new(),
             readiness: Readiness::new(),
             peers: Peers::over(Arc::new(way)),
@@ -171,7 +171,7 @@ impl Node {
             restorer: Restorer::new(
                 Arc::clone(&self.registry),
                 Arc::clone(&self.store) as Arc<dyn Store>,
-                Arc::clone(&self.store) as Arc<dyn Snapshots>,
+                Arc::new(NoSnapshots),
                 Peers::over(Arc::new(way)),
             ),
         };
