@@ -33,6 +33,9 @@ pub struct Assignment {
     pub slots: Vec<SlotAssignment>,
     /// The nodes, in order of their ids.
     pub nodes: Vec<NodeEntry>,
+    /// The id that the next new node gets, see [`Assignment::next_node`].
+    #[serde(default)]
+    pub next_node: NodeId,
 }
 
 /// The replicas of one slot.
@@ -57,6 +60,9 @@ pub struct NodeEntry {
     pub address: String,
     /// Name of the PostgreSQL instance that holds its schema.
     pub postgres_instance: String,
+    /// Whether it is being emptied: it gets no more replicas, and goes when it has none.
+    #[serde(default)]
+    pub leaving: bool,
 }
 
 /// Why bytes are not an assignment, or an assignment is not usable.
@@ -123,6 +129,13 @@ impl Assignment {
     /// The entry of a node.
     pub fn node(&self, node: NodeId) -> Option<&NodeEntry> {
         self.nodes.iter().find(|entry| entry.id == node)
+    }
+
+    /// The lowest id that no node has had: ids are never given out twice, so that whatever is left of an earlier node is never
+    /// taken for a later one's.
+    pub fn next_node(&self) -> NodeId {
+        let after = self.nodes.iter().map(|entry| entry.id.get() + 1).max();
+        NodeId(after.unwrap_or_default()).max(self.next_node)
     }
 
     fn check(&self) -> Result<(), AssignmentError> {
@@ -207,6 +220,7 @@ mod tests {
             cluster_uid: "uid".to_owned(),
             log_id: LogId(7),
             log_version: 1,
+            next_node: NodeId(0),
             slots: vec![SlotAssignment {
                 voters: vec![NodeId(0), NodeId(1)],
                 learners: vec![],
@@ -217,6 +231,7 @@ mod tests {
                     id: NodeId(id),
                     address: format!("node-{id}:8080"),
                     postgres_instance: "main".to_owned(),
+                    leaving: false,
                 })
                 .into(),
         }
@@ -226,6 +241,20 @@ mod tests {
     fn round_trips() {
         let table = assignment(1, None);
         assert_eq!(Assignment::decode(&table.encode()), Ok(table));
+    }
+
+    #[test]
+    fn ids_are_never_given_out_twice() {
+        let mut table = assignment(1, None);
+        assert_eq!(
+            table.next_node(),
+            NodeId(2),
+            "an old record without the field"
+        );
+        table.next_node = NodeId(5);
+        assert_eq!(table.next_node(), NodeId(5), "nodes 2 to 4 are gone");
+        table.nodes.clear();
+        assert_eq!(table.next_node(), NodeId(5));
     }
 
     #[test]

@@ -52,6 +52,9 @@ pub struct SlotStatus {
     pub durable: i64,
     /// Whether the replica has read up to what was the log's end when last looked at.
     pub caught_up: bool,
+    /// Bytes that its rows take in PostgreSQL, indexes included, as last measured; 0 before.
+    #[serde(default)]
+    pub bytes: u64,
     /// Records that counted, since the start of the process.
     pub records_valid: u64,
     /// Records that were read and ignored, since the start of the process.

@@ -168,6 +168,7 @@ mod tests {
             cluster_uid: "uid".to_owned(),
             log_id: LogId(7),
             log_version: 1,
+            next_node: NodeId(0),
             slots: vec![SlotAssignment {
                 voters: vec![NodeId(0)],
                 learners: vec![],
@@ -177,6 +178,7 @@ mod tests {
                 id: NodeId(0),
                 address: "node-0:8080".to_owned(),
                 postgres_instance: "main".to_owned(),
+                leaving: false,
             }],
         }
     }

@@ -337,6 +337,7 @@ impl Registry {
             flushed: progress.flushed,
             durable: progress.durable,
             caught_up: view.caught_up,
+            bytes: 0,
             records_valid: view.records_valid,
             records_ignored: view.records_ignored,
             frozen: view.frozen,

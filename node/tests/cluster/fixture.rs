@@ -170,6 +170,7 @@ impl Cluster {
             id: node_id(node),
             address: format!("127.0.0.1:{}", self.nodes[node].rest),
             postgres_instance: "main".to_owned(),
+            leaving: false,
         });
         let slots = (0..self.slots).map(|slot| {
             let voters: Vec<_> = (0..count)
@@ -187,6 +188,7 @@ impl Cluster {
             cluster_uid: self.names.cluster().to_owned(),
             log_id: LogId(1),
             log_version: 1,
+            next_node: NodeId(0),
             slots: slots.collect(),
             nodes: nodes.collect(),
         };

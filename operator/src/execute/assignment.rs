@@ -105,6 +105,7 @@ mod tests {
             id: NodeId(0),
             address: "node:8080".to_owned(),
             postgres_instance: "main".to_owned(),
+            leaving: false,
         };
         Assignment {
             version,
@@ -112,6 +113,7 @@ mod tests {
             cluster_uid: "u1".to_owned(),
             log_id: LogId(1),
             log_version: 1,
+            next_node: NodeId(0),
             slots: vec![slot],
             nodes: vec![node],
         }

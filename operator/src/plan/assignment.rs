@@ -91,6 +91,7 @@ fn first(
         id: node,
         address: target.address(node),
         postgres_instance: super::postgres::instance(target, world, node),
+        leaving: false,
     });
     Some(Step::Publish(Box::new(Assignment {
         version: 1,
@@ -98,6 +99,7 @@ fn first(
         cluster_uid: target.uid.clone(),
         log_id,
         log_version: LOG_VERSION,
+        next_node: NodeId(0),
         slots,
         nodes: nodes.collect(),
     })))

@@ -211,6 +211,7 @@ impl Slots for FakeSlots {
                 flushed: 4,
                 durable: 2,
                 caught_up: true,
+                bytes: 0,
                 records_valid: 5,
                 records_ignored: 2,
                 frozen: None,

@@ -374,6 +374,7 @@ impl Model {
                 flushed: 1,
                 durable: 1,
                 caught_up: true,
+                bytes: 0,
                 records_valid: 1,
                 records_ignored: 0,
                 frozen: None,

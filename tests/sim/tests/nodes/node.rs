@@ -262,6 +262,7 @@ pub(crate) fn assignment(nodes: usize) -> Assignment {
         id: node_id(number),
         address: Network::address(number),
         postgres_instance: "main".to_owned(),
+        leaving: false,
     });
     Assignment {
         version: 1,
@@ -269,6 +270,7 @@ pub(crate) fn assignment(nodes: usize) -> Assignment {
         cluster_uid: "uid".to_owned(),
         log_id: LOG,
         log_version: 1,
+        next_node: NodeId(0),
         slots: slots.collect(),
         nodes: entries.collect(),
     }
