@@ -34,6 +34,9 @@ use leading::{Known, Leading, ReadRequest};
 
 /// A replica that is this many records behind the log's end is not caught up, whatever it was before.
 pub const LAG_RECORDS_MAX: i64 = 1_000;
+/// A replica that is no more than this behind is caught up, although it did not see the end: while a slot is written without
+/// a pause, its reader is never told that it stands there.
+pub const CAUGHT_UP_RECORDS: i64 = LAG_RECORDS_MAX / 2;
 
 /// One replica of one slot.
 #[derive(Clone, Debug)]
@@ -123,9 +126,7 @@ impl SlotMachine {
         match input {
             Input::Record { offset, bytes } => self.read_record(now_ns, offset, &bytes, &mut out),
             Input::CaughtUp => self.reached_end(&mut out),
-            Input::End(end) => {
-                self.caught_up &= end.0 - self.position.next_offset.0 <= LAG_RECORDS_MAX;
-            }
+            Input::End(end) => self.heard_of_end(end),
             Input::Delivered { token, offset } => self.delivered(token, offset, &mut out),
             Input::DeliveryUnknown { token } => self.delivery_unknown(token, &mut out),
             Input::Write(request) => self.write(now_ns, request, &mut out),
