@@ -19,6 +19,7 @@ pub mod leading;
 pub mod lease;
 pub mod protocol;
 mod reading;
+pub mod surplus;
 pub mod trim;
 
 use kvcluster_crds::{NodeId, Offset, SlotRole};
@@ -71,6 +72,7 @@ impl SlotMachine {
             position.next_offset.0 += 1;
         }
         Self {
+            tokens: u64::from(settings.life) << 32,
             settings,
             unverified: position.checksum_before,
             position,
@@ -83,7 +85,6 @@ impl SlotMachine {
             leading: None,
             candidate: None,
             vacant_since_ns: None,
-            tokens: 0,
             place: None,
             records_valid: 0,
             records_ignored: 0,
@@ -165,6 +166,15 @@ impl SlotMachine {
         self.leading
             .as_ref()
             .is_some_and(|leading| leading.surely_leads(now_ns))
+    }
+
+    /// Whether nobody waits for anything of it, and no record of its own may still count: it may end.
+    pub fn may_end(&self) -> bool {
+        let claims = |candidate: &Candidate| candidate.in_flight.is_some();
+        self.leading
+            .as_ref()
+            .is_none_or(|leading| !leading.serves() && leading.is_idle())
+            && !self.candidate.as_ref().is_some_and(claims)
     }
 
     /// The machine as others may see it.

@@ -50,6 +50,7 @@ impl Bench {
             lease_ms: LEASE_MS,
             reads_by_lease: true,
             dedup_entries_max: DEDUP_MAX,
+            life: 0,
         };
         let dedup = Vec::new();
         let loaded = Loaded { position, dedup };

@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use kvcluster_crds::{Offset, SlotId};
+use kvcluster_crds::{NodeId, Offset, SlotAssignment, SlotId, SlotRole};
 use kvcluster_sim::log::{Cut, Delays};
 use kvcluster_sim::store::{How, Step};
 use tokio::time::{Instant, sleep};
 
-use crate::node::{Node, SLOTS};
+use crate::node::{Node, SLOTS, node_id};
 use crate::seen::Point;
 use crate::world::{NODES, World};
 
@@ -47,9 +47,10 @@ enum Fault {
     Foreign(SlotId),
     Marker(SlotId),
     Trim(SlotId),
+    Move(SlotId),
 }
 
-const KINDS: u8 = 22;
+const KINDS: u8 = 24;
 
 impl World {
     /// Makes trouble until `until`, and takes it all back.
@@ -106,6 +107,7 @@ impl World {
             18 => Fault::Foreign(slot),
             19 => Fault::Marker(slot),
             20 => Fault::LoseHeartbeats(node),
+            _ if self.moves => Fault::Move(slot),
             _ => Fault::Trim(slot),
         }
     }
@@ -197,6 +199,7 @@ impl World {
                 self.services.broker.append_marker(slot);
             }
             Fault::Trim(slot) => self.trim(slot),
+            Fault::Move(slot) => self.change_replicas(slot),
             other => unreachable!("{other:?} is begun elsewhere"),
         }
     }
@@ -247,7 +250,8 @@ impl World {
             | Fault::RefuseFlush(..)
             | Fault::Foreign(_)
             | Fault::Marker(_)
-            | Fault::Trim(_) => {}
+            | Fault::Trim(_)
+            | Fault::Move(_) => {}
         }
     }
 
@@ -262,6 +266,37 @@ impl World {
             self.seen.reach(Point::LogTrimmed);
             self.services.broker.trim(slot, Offset(least - 1));
         }
+    }
+
+    /// Other voters, learners and another preferred leader, whoever has the slot now and however far they are: only service
+    /// may suffer by that.
+    fn change_replicas(&mut self, slot: SlotId) {
+        let mut nodes: Vec<NodeId> = (0..NODES).map(node_id).collect();
+        self.rng.shuffle(&mut nodes);
+        let learners = nodes.split_off(self.rng.usize(1..=NODES));
+        let learners = if self.rng.bool() {
+            learners
+        } else {
+            Vec::new()
+        };
+        let leads = |node: &Node| {
+            let slots = node.status().slots;
+            slots
+                .iter()
+                .any(|at| at.slot == slot && at.role == SlotRole::Leader)
+        };
+        let mut running = self.nodes.iter().flatten();
+        let leader = running.find(|node| leads(node));
+        if leader.is_some_and(|leader| !nodes.contains(&node_id(leader.number))) {
+            self.seen.reach(Point::LeaderMovedAway);
+        }
+        self.assign(|assignment| {
+            assignment.slots[slot.index()] = SlotAssignment {
+                preferred_leader: nodes[0],
+                voters: nodes,
+                learners,
+            };
+        });
     }
 
     fn reach_if_leader(&self, node: usize, point: Point) {
@@ -302,5 +337,6 @@ fn name(fault: Fault) -> &'static str {
         Fault::Foreign(_) => "foreign record",
         Fault::Marker(_) => "marker",
         Fault::Trim(_) => "trim",
+        Fault::Move(_) => "move",
     }
 }

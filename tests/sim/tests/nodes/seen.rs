@@ -19,6 +19,8 @@ pub(crate) enum Point {
     RecordIgnored,
     RecordOfAnotherProgram,
     LogTrimmed,
+    LeaderMovedAway,
+    ReplicaRemoved,
     CommitTakenBack,
     CommitAnswerLost,
     DiskFull,
@@ -36,7 +38,7 @@ pub(crate) enum Point {
 
 use Point as P;
 
-pub(crate) const ALL: [Point; 26] = [
+pub(crate) const ALL: [Point; 28] = [
     P::LeaderKilled,
     P::LeaderPaused,
     P::LeaderStopped,
@@ -50,6 +52,8 @@ pub(crate) const ALL: [Point; 26] = [
     P::RecordIgnored,
     P::RecordOfAnotherProgram,
     P::LogTrimmed,
+    P::LeaderMovedAway,
+    P::ReplicaRemoved,
     P::CommitTakenBack,
     P::CommitAnswerLost,
     P::DiskFull,

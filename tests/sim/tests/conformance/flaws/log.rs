@@ -225,6 +225,10 @@ impl Log for FlawedLog {
         self.inner.follow(flawed);
     }
 
+    fn unfollow(&self, slot: SlotId) {
+        self.inner.unfollow(slot);
+    }
+
     fn append(&self, slot: SlotId, token: Token, bytes: &Bytes) {
         let number = self.appended.fetch_add(1, Ordering::SeqCst);
         match self.flaw {

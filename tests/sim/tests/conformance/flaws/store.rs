@@ -232,6 +232,22 @@ impl Store for FlawedStore {
         .boxed()
     }
 
+    fn stored(&self) -> BoxFuture<'_, Result<Vec<(SlotId, Offset)>, StoreError>> {
+        self.inner.stored()
+    }
+
+    fn unload(&self, slot: SlotId) -> BoxFuture<'_, ()> {
+        self.inner.unload(slot)
+    }
+
+    fn remove(&self, slot: SlotId) -> BoxFuture<'_, Result<(), StoreError>> {
+        self.inner.remove(slot)
+    }
+
+    fn sizes(&self) -> BoxFuture<'_, Result<Vec<(SlotId, u64)>, StoreError>> {
+        self.inner.sizes()
+    }
+
     fn apply(&self, applied: Applied) {
         let effects = self.alter(applied.effects);
         let remembers = self.flaw != F::RequestsForgotten;
