@@ -210,7 +210,9 @@ impl Drop for SimLog {
             .readers
             .get_mut()
             .unwrap_or_else(PoisonError::into_inner);
-        readers.iter().for_each(|(_, reader)| reader.abort());
+        for (_, reader) in readers.iter() {
+            reader.abort();
+        }
         self.with(|client| {
             client.pending.clear();
             client.sinks.clear();
