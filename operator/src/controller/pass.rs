@@ -16,14 +16,13 @@ use tracing::{info, warn};
 use super::PassError;
 use super::events::publish;
 use super::memory::{Memory, Remembered};
-use crate::clients::kafka::KafkaClients;
 use crate::clients::postgres::PostgresTrouble;
 use crate::cluster::Target;
-use crate::execute::{self, ExecuteError, kubernetes as write};
+use crate::execute::{ExecuteError, kubernetes as write};
 use crate::metrics::Metrics;
 use crate::observe::kubernetes::{admin_url, call, node_secrets, objects};
-use crate::observe::nodes::StatusClient;
-use crate::observe::{self, AdminUrls, Failure, KubernetesTrouble, ObjectsView, World};
+use crate::observe::{AdminUrls, Failure, KubernetesTrouble, ObjectsView, World};
+use crate::outside::Outside;
 use crate::plan::{Plan, Step, plan};
 use crate::status::{readiness, status};
 use crate::{scram, secret_text};
@@ -32,10 +31,10 @@ use crate::{scram, secret_text};
 pub struct Context {
     /// The API server.
     pub client: Client,
-    /// Kafka.
-    pub kafka: KafkaClients,
-    /// The nodes.
-    pub nodes: StatusClient,
+    /// Kafka, PostgreSQL and the nodes.
+    pub outside: Box<dyn Outside>,
+    /// What time it is.
+    pub now: fn() -> Timestamp,
     /// Events.
     pub recorder: Recorder,
     /// Counters.
@@ -282,11 +281,11 @@ async fn look(context: &Context, target: &Target, remembered: Remembered) -> Wor
         .map(|objects| objects.pods.clone())
         .unwrap_or_default();
     let ((kafka, postgres), statuses) = tokio::join!(
-        observe::external(&context.kafka, target, urls, &known),
-        context.nodes.ask(&target.uid, &nodes, &pods),
+        context.outside.look(target, urls, &known),
+        context.outside.ask(target, &nodes, &pods),
     );
     World {
-        now: Timestamp::now(),
+        now: (context.now)(),
         kafka,
         postgres,
         secrets,
@@ -340,7 +339,7 @@ async fn admin_urls(context: &Context, target: &Target, remembered: &Remembered)
 
 async fn execute(context: &Context, current: &Current, step: &Step) -> Result<(), ExecuteError> {
     let (client, target) = (&context.client, &current.target);
-    if let Some(done) = execute::external(&context.kafka, target, step).await {
+    if let Some(done) = context.outside.execute(target, step).await {
         return done;
     }
     match step {
