@@ -71,8 +71,9 @@ pub(super) fn run(rounds: usize, results: &PathBuf) -> Result<()> {
     }
     let mut all: Vec<Restart> = Vec::new();
     for round in 0..rounds {
-        for signal in ["TERM", "KILL"] {
-            let index = round % store.urls().len();
+        // One node after the other, so that who is restarted leads something.
+        for (step, signal) in ["TERM", "KILL"].into_iter().enumerate() {
+            let index = (round + step) % store.urls().len();
             let measured = measure(&mut store, index, signal, &keys)?;
             let line = Restart {
                 commit: commit.clone(),
