@@ -8,6 +8,7 @@
 
 mod flusher;
 mod server;
+mod snapshots;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -24,7 +25,7 @@ use kvcluster_node::store::{Progress, Row, Store, StoreError};
 use tokio::sync::{Notify, oneshot};
 use tokio::task::AbortHandle;
 
-pub use server::{How, SimSchema, Step, Tables};
+pub use server::{Begun, How, Restores, SimSchema, Step, Tables};
 
 use server::{Connection, unavailable};
 
@@ -41,6 +42,8 @@ struct Inner {
     /// Who waits until all is durable.
     waiting: Mutex<Vec<oneshot::Sender<()>>>,
     wake: Notify,
+    /// Held while a flush is under way.
+    flushing: tokio::sync::Mutex<()>,
     connected: AtomicBool,
     /// Whether the flusher could connect when it last tried: if not, reads fail at once.
     reachable: AtomicBool,
@@ -58,6 +61,7 @@ impl SimStore {
                 overlays: Mutex::default(),
                 waiting: Mutex::default(),
                 wake: Notify::new(),
+                flushing: tokio::sync::Mutex::default(),
                 connected: AtomicBool::new(false),
                 reachable: AtomicBool::new(false),
                 failure: Mutex::new(None),

@@ -15,7 +15,7 @@ use kvcluster_node::runtime::host::Host;
 use kvcluster_node::runtime::registry::{Registry, RegistryConfig};
 use kvcluster_node::runtime::restore::Restorer;
 use kvcluster_node::service::Slots;
-use kvcluster_node::store::{NoSnapshots, Store, StoreError};
+use kvcluster_node::store::{Snapshots, Store, StoreError};
 use kvcluster_sim::log::{Cut, SimLog};
 use kvcluster_sim::store::SimStore;
 use tokio::sync::watch;
@@ -114,7 +114,7 @@ impl Node {
         let api = Api {
             slots: Arc::clone(&self.registry) as Arc<dyn Slots>,
             store: Arc::clone(&self.store) as Arc<dyn Store>,
-            snapshots: Arc::new(NoSnapshots),
+            snapshots: Arc::clone(&self.store) as Arc<dyn Snapshots>,
             metrics: Metrics::new(),
             readiness: Readiness::new(),
             peers: Peers::over(Arc::new(way)),
@@ -167,11 +167,11 @@ impl Node {
             lease_ms: LEASE_MS,
             reads_by_lease,
             dedup_entries_max: DEDUP_ENTRIES_MAX,
-            snapshot_from_records: i64::MAX,
+            snapshot_from_records: services.snapshot_from_records,
             restorer: Restorer::new(
                 Arc::clone(&self.registry),
                 Arc::clone(&self.store) as Arc<dyn Store>,
-                Arc::new(NoSnapshots),
+                Arc::clone(&self.store) as Arc<dyn Snapshots>,
                 Peers::over(Arc::new(way)),
             ),
         };

@@ -23,6 +23,8 @@ use crate::seen::{Point, Seen};
 pub(crate) const NODES: usize = 3;
 /// Clients that ask at a time.
 const CLIENTS: usize = 8;
+/// Records from which on a replica would rather have a snapshot, in half of the runs: less than a run writes to a slot.
+const SNAPSHOT_FROM_RECORDS: i64 = 150;
 /// How long clients ask and faults happen.
 const CHAOS: Duration = Duration::from_secs(12);
 /// How long it may take until all is well again afterwards.
@@ -43,6 +45,8 @@ pub(crate) struct Services {
     pub(crate) network: Network,
     pub(crate) assignment: Arc<Assignment>,
     pub(crate) begin: Instant,
+    /// A replica that lacks more records asks for a snapshot.
+    pub(crate) snapshot_from_records: i64,
     bus: Arc<Mutex<Bus>>,
 }
 
@@ -82,6 +86,11 @@ impl World {
             network: Network::new(rng.fork(), points.clone()),
             assignment: Arc::new(node::assignment(NODES)),
             begin,
+            snapshot_from_records: if rng.bool() {
+                SNAPSHOT_FROM_RECORDS
+            } else {
+                i64::MAX
+            },
             bus: Arc::new(Mutex::new(Bus {
                 listeners: BTreeMap::new(),
                 cut_off: BTreeSet::new(),
