@@ -96,11 +96,13 @@ impl Hosting {
         let (mut removals, mut sizes) = (every(SURPLUS_EVERY), every(SIZES_EVERY));
         loop {
             running.host_missing().await?;
+            // In this order, so that a simulated run is the same each time; none of them is ready for long.
             tokio::select! {
+                biased;
+                Some(ended) = running.replicas.join_next() => running.ended(ended?)?,
                 changed = running.hosting.assignments.changed() => {
                     changed.map_err(|_| HostingError::AssignmentLost)?;
                 }
-                Some(ended) = running.replicas.join_next() => running.ended(ended?)?,
                 _ = removals.tick() => running.look_at_surplus().await,
                 _ = sizes.tick() => running.measure().await,
             }

@@ -8,6 +8,7 @@
 
 mod flusher;
 mod server;
+mod snapshots;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -24,7 +25,7 @@ use kvcluster_node::store::{Progress, Row, Store, StoreError};
 use tokio::sync::{Notify, oneshot};
 use tokio::task::AbortHandle;
 
-pub use server::{How, SimSchema, Step, Tables};
+pub use server::{Begun, How, Restores, SimSchema, Step, Tables};
 
 use server::{Connection, unavailable};
 

@@ -17,7 +17,7 @@ use kvcluster_node::runtime::hosting::{Hosting, until_available};
 use kvcluster_node::runtime::registry::{Registry, RegistryConfig};
 use kvcluster_node::runtime::restore::Restorer;
 use kvcluster_node::service::Slots;
-use kvcluster_node::store::{NoSnapshots, Store};
+use kvcluster_node::store::{Snapshots, Store};
 use kvcluster_sim::log::{Cut, SimLog};
 use kvcluster_sim::store::SimStore;
 use tokio::sync::watch;
@@ -112,7 +112,7 @@ impl Node {
         let api = Api {
             slots: Arc::clone(&self.registry) as Arc<dyn Slots>,
             store: Arc::clone(&self.store) as Arc<dyn Store>,
-            snapshots: Arc::new(NoSnapshots),
+            snapshots: Arc::clone(&self.store) as Arc<dyn Snapshots>,
             metrics: Metrics::new(),
             readiness: Readiness::new(),
             peers: Peers::over(Arc::new(way)),
@@ -167,11 +167,11 @@ impl Node {
             reads_by_lease,
             dedup_entries_max: DEDUP_ENTRIES_MAX,
             begun: AtomicU32::new(0),
-            snapshot_from_records: i64::MAX,
+            snapshot_from_records: services.snapshot_from_records,
             restorer: Restorer::new(
                 Arc::clone(&self.registry),
                 Arc::clone(&self.store) as Arc<dyn Store>,
-                Arc::new(NoSnapshots),
+                Arc::clone(&self.store) as Arc<dyn Snapshots>,
                 peers.clone(),
             ),
         };
@@ -185,6 +185,7 @@ impl Node {
             let opened = until_available(&registry, || store.open()).await;
             opened.expect("nobody else uses the schema");
             tokio::select! {
+                biased;
                 Err(error) = hosting.run() => panic!("{error}"),
                 error = store.failed() => panic!("the store cannot go on: {error}"),
             }

@@ -34,11 +34,16 @@ pub(crate) enum Point {
     UnknownWriteDoesNot,
     ClientGaveUp,
     ReadFoundNothing,
+    SchemaLost,
+    TrimmedPastAReplica,
+    SlotRestored,
+    SnapshotBrokenOff,
+    RestoredFromTwoCuts,
 }
 
 use Point as P;
 
-pub(crate) const ALL: [Point; 28] = [
+pub(crate) const ALL: [Point; 33] = [
     P::LeaderKilled,
     P::LeaderPaused,
     P::LeaderStopped,
@@ -67,6 +72,11 @@ pub(crate) const ALL: [Point; 28] = [
     P::UnknownWriteDoesNot,
     P::ClientGaveUp,
     P::ReadFoundNothing,
+    P::SchemaLost,
+    P::TrimmedPastAReplica,
+    P::SlotRestored,
+    P::SnapshotBrokenOff,
+    P::RestoredFromTwoCuts,
 ];
 
 /// How often each was met; clones count together.
@@ -79,8 +89,10 @@ impl Seen {
     }
 
     pub(crate) fn reach_times(&self, point: Point, times: u64) {
-        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        *counts.entry(point).or_default() += times;
+        if times > 0 {
+            let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            *counts.entry(point).or_default() += times;
+        }
     }
 
     pub(crate) fn counts(&self) -> BTreeMap<Point, u64> {

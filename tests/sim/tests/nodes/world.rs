@@ -24,6 +24,8 @@ use crate::seen::{Point, Seen};
 pub(crate) const NODES: usize = 3;
 /// Clients that ask at a time.
 const CLIENTS: usize = 8;
+/// Records from which on a replica would rather have a snapshot, in half of the runs: less than a run writes to a slot.
+const SNAPSHOT_FROM_RECORDS: i64 = 150;
 /// How long clients ask and faults happen.
 const CHAOS: Duration = Duration::from_secs(12);
 /// How long it may take until all is well again afterwards.
@@ -44,6 +46,8 @@ pub(crate) struct Services {
     pub(crate) network: Network,
     pub(crate) assignments: Arc<watch::Sender<Arc<Assignment>>>,
     pub(crate) begin: Instant,
+    /// A replica that lacks more records asks for a snapshot.
+    pub(crate) snapshot_from_records: i64,
     bus: Arc<Mutex<Bus>>,
 }
 
@@ -67,7 +71,7 @@ pub(crate) struct World {
     /// Where the replicas of a node stood when its process ended.
     stood: BTreeMap<usize, Vec<i64>>,
     reads_by_lease: bool,
-    /// Whether replicas move in this run. The simulated store gives no snapshots, so its logs are not trimmed then.
+    /// Whether replicas move in this run; if not, schemas are lost: both in one moment may lose the only one that has a record.
     pub(crate) moves: bool,
 }
 
@@ -85,6 +89,11 @@ impl World {
             network: Network::new(rng.fork(), points.clone()),
             assignments: Arc::new(watch::Sender::new(Arc::new(node::assignment(NODES)))),
             begin,
+            snapshot_from_records: if rng.bool() {
+                SNAPSHOT_FROM_RECORDS
+            } else {
+                i64::MAX
+            },
             bus: Arc::new(Mutex::new(Bus {
                 listeners: BTreeMap::new(),
                 cut_off: BTreeSet::new(),
