@@ -54,6 +54,8 @@ pub enum Bug {
     DedupForgotten,
     /// An assignment is followed whatever it builds on.
     AssignmentWithoutFence,
+    /// What is not assigned to a node any more is removed, whoever else has it.
+    RemovesUnproven,
 }
 
 /// Mistakes in the slot protocol.
@@ -93,6 +95,9 @@ pub const STORAGE: [Bug; 3] = [
 pub const RETRIES: [Bug; 1] = [Bug::DedupForgotten];
 /// Mistakes in whose assignment is followed.
 pub const ASSIGNMENTS: [Bug; 1] = [Bug::AssignmentWithoutFence];
+
+/// Mistakes in how replicas come and go.
+pub const MOVES: [Bug; 1] = [Bug::RemovesUnproven];
 
 /// Names the mistake to the program that is built with them.
 pub const BUG_VARIABLE: &str = "KVCLUSTER_SEEDED_BUG";

@@ -11,7 +11,8 @@ fn main() -> anyhow::Result<()> {
         .chain(seeded::EDGES)
         .chain(seeded::STORAGE)
         .chain(seeded::RETRIES)
-        .chain(seeded::ASSIGNMENTS);
+        .chain(seeded::ASSIGNMENTS)
+        .chain(seeded::MOVES);
     let Some(bug) = known.find(|bug| format!("{bug:?}") == name) else {
         bail!("{BUG_VARIABLE}: there is no mistake {name:?}");
     };

@@ -32,8 +32,8 @@ use crate::store::StoreError;
 
 /// Pause before PostgreSQL is asked again.
 const STORE_PAUSE: Duration = Duration::from_millis(500);
-/// Time between two looks at what may be removed.
-const SURPLUS_EVERY: Duration = Duration::from_secs(5);
+/// Longest and shortest time between two looks at what may be removed.
+const SURPLUS_EVERY: (Duration, Duration) = (Duration::from_secs(5), Duration::from_millis(100));
 /// Time between two measurements of the slots.
 const SIZES_EVERY: Duration = Duration::from_secs(30);
 /// Longest wait for the status of another node.
@@ -93,7 +93,9 @@ impl Hosting {
             looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
             looks
         };
-        let (mut removals, mut sizes) = (every(SURPLUS_EVERY), every(SIZES_EVERY));
+        let (longest, shortest) = SURPLUS_EVERY;
+        let remove_after = running.hosting.remove_after.clamp(shortest, longest);
+        let (mut removals, mut sizes) = (every(remove_after), every(SIZES_EVERY));
         loop {
             running.host_missing().await?;
             // In this order, so that a simulated run is the same each time; none of them is ready for long.

@@ -1,5 +1,6 @@
 //! What goes wrong in a run: up to three things at a time, for a while each.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -267,7 +268,10 @@ impl World {
     /// long does not hold the log when the two others have its part.
     fn trim(&self, slot: SlotId, lost: Option<usize>) {
         let durable: Vec<i64> = (0..NODES).map(|node| self.durable(node, slot)).collect();
-        let others = (0..NODES).filter(|node| Some(*node) != lost);
+        let assignment = Arc::clone(&self.services.assignments.borrow());
+        let replicas = &assignment.slots[slot.index()];
+        let others =
+            (0..NODES).filter(|node| replicas.has_replica(node_id(*node)) && Some(*node) != lost);
         let least = others.map(|node| durable[node]).min().unwrap_or(0);
         if least > 1 {
             self.seen.reach(Point::LogTrimmed);
