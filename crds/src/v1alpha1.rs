@@ -7,9 +7,10 @@ pub mod status;
 pub use cluster::{KvCluster, KvClusterSpec};
 pub use sections::{
     DeletionPolicy, DeletionSpec, KafkaSpec, LimitsSpec, LogSpec, NodePort, PostgresInstance,
-    PostgresSpec, ReadMode, RingSpec, SchedulingSpec, SecretKeyRef, ServiceSpec, ServiceType,
+    PostgresSpec, ReadMode, RebalanceMode, RebalanceSpec, ReplacementSpec, RingSpec,
+    SchedulingSpec, SecretKeyRef, ServiceSpec, ServiceType,
 };
-pub use status::{KvClusterStatus, condition};
+pub use status::{KvClusterStatus, MoveStatus, RebalanceStatus, condition};
 
 use kube::CustomResourceExt;
 

@@ -1,7 +1,5 @@
 //! A `KvCluster` as the planner needs it: parsed once, numbers in their types, names derived.
 
-use std::collections::BTreeMap;
-
 use jiff::Timestamp;
 use kube::{Resource, ResourceExt};
 use kvcluster_crds::names::{ClusterNames, FINALIZER};
@@ -9,6 +7,9 @@ use kvcluster_crds::v1alpha1::{KvCluster, KvClusterSpec, KvClusterStatus};
 use kvcluster_crds::{LogId, NodeId};
 
 use crate::ring::Shape;
+
+/// Annotation of a `KvCluster`: the id of a node that another one is to replace.
+pub const ANNOTATION_REPLACE: &str = "kvcluster.dev/replace-node";
 
 /// Why a `KvCluster` cannot be worked on; the API server's validation should have refused it.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -38,12 +39,16 @@ pub struct Target {
     pub uid: String,
     /// Generation of the spec.
     pub generation: i64,
-    /// The nodes that the spec asks for.
-    pub nodes: Vec<NodeId>,
+    /// How many nodes the spec asks for.
+    pub nodes: usize,
+    /// The node that is to be replaced, as the annotation names it.
+    pub replace: Option<String>,
     /// Partitions of the log topic.
     pub slots: u32,
     /// The ring.
     pub shape: Shape,
+    /// Replicas that may be on their way at a time.
+    pub moves_max: usize,
     /// The spec itself, for what is passed on as it stands.
     pub spec: KvClusterSpec,
     /// Pinned at creation; none before.
@@ -54,8 +59,8 @@ pub struct Target {
     pub deleting_since: Option<Timestamp>,
     /// What was last written.
     pub status: KvClusterStatus,
-    /// Where the nodes' REST ports are when they are not pods with names in DNS.
-    pub addresses: Option<BTreeMap<NodeId, String>>,
+    /// REST port of node 0, the others follow, where nodes are processes on 127.0.0.1 and not pods with names in DNS.
+    pub listen_base: Option<u16>,
 }
 
 impl Target {
@@ -87,9 +92,14 @@ impl Target {
             names: ClusterNames::new(namespace, cluster.name_any()),
             uid,
             generation: cluster.meta().generation.unwrap_or_default(),
-            nodes: (0..nodes).map(NodeId).collect(),
+            nodes: nodes as usize,
+            replace: cluster.annotations().get(ANNOTATION_REPLACE).cloned(),
             slots,
             shape,
+            moves_max: at_least_one(
+                "spec.rebalance.maxConcurrentMoves",
+                spec.rebalance.max_concurrent_moves,
+            )? as usize,
             spec,
             log_id: log_id.transpose()?,
             finalizer: cluster.finalizers().iter().any(|name| name == FINALIZER),
@@ -99,7 +109,7 @@ impl Target {
                 .as_ref()
                 .map(|time| time.0),
             status,
-            addresses: None,
+            listen_base: None,
         })
     }
 
@@ -114,13 +124,10 @@ impl Target {
 
     /// Where a node's REST port is reached, `host:port`.
     pub fn address(&self, node: NodeId) -> String {
-        let given = self
-            .addresses
-            .as_ref()
-            .and_then(|addresses| addresses.get(&node));
-        given
-            .cloned()
-            .unwrap_or_else(|| self.names.peer_address(node))
+        match self.listen_base {
+            Some(base) => format!("127.0.0.1:{}", u32::from(base) + node.get()),
+            None => self.names.peer_address(node),
+        }
     }
 
     /// Schema and role of a node.

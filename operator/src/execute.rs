@@ -82,7 +82,7 @@ pub async fn external(
         Step::DeleteTopics(topics) => kafka::delete(clients, bootstrap, topics).await,
         Step::EnsureRole(role) => postgres::ensure(role).await,
         Step::DropRole(role) => postgres::drop_role(role).await,
-        Step::Publish(assignment) => {
+        Step::Publish(assignment, _) => {
             let topic = target.names.assignment_topic();
             assignment::publish(clients, bootstrap, &topic, assignment).await
         }
@@ -93,6 +93,7 @@ pub async fn external(
         | Step::Apply(_)
         | Step::RestartPod { .. }
         | Step::DeleteStatefulSet { .. }
+        | Step::DeleteSecret { .. }
         | Step::NoteTopicsAbsent => return None,
     })
 }

@@ -7,7 +7,7 @@ use kvcluster_crds::names::FINALIZER;
 use kvcluster_crds::v1alpha1::{DeletionPolicy, KvCluster};
 use serde_json::json;
 
-use crate::cluster::Target;
+use crate::cluster::{ANNOTATION_REPLACE, Target};
 
 /// The present, in tests.
 pub(crate) fn now() -> Timestamp {
@@ -41,6 +41,13 @@ impl ClusterBuilder {
     /// With so many nodes.
     pub(crate) fn nodes(mut self, nodes: i32) -> Self {
         self.cluster.spec.nodes = nodes;
+        self
+    }
+
+    /// With the wish that this node be replaced.
+    pub(crate) fn replace(mut self, node: &str) -> Self {
+        let annotations = self.cluster.metadata.annotations.get_or_insert_default();
+        annotations.insert(ANNOTATION_REPLACE.to_owned(), node.to_owned());
         self
     }
 

@@ -16,6 +16,7 @@ pub mod controller;
 pub mod execute;
 #[cfg(test)]
 pub(crate) mod fixtures;
+pub mod gate;
 pub mod local;
 pub mod metrics;
 pub mod observe;

@@ -1,25 +1,30 @@
 //! The same store without Kubernetes, for trying out and for tests: topics, schemas, roles and the assignment are made by the
 //! same plan and the same steps; instead of StatefulSets a file tells how to start each node.
+//!
+//! It can be repeated with another number of nodes. Then somebody has to look after the file while it runs: nodes that come into
+//! it are to be started, those that go out of it are to be stopped. It ends when the plan is empty and no replica is on its way.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use futures::future::join_all;
 use jiff::Timestamp;
-use kvcluster_crds::v1alpha1::KvCluster;
-use kvcluster_crds::{LogId, NodeId, environment};
+use kvcluster_crds::v1alpha1::{KvCluster, condition};
+use kvcluster_crds::{Assignment, LogId, NodeId, NodeStatus, environment};
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::build::statefulset;
 use crate::clients::kafka::{KafkaClients, KafkaTrouble};
 use crate::cluster::Target;
-use crate::observe::{self, NodeSecret, World};
-use crate::plan::{Step, plan};
+use crate::observe::nodes::StatusClient;
+use crate::observe::{self, NodeSecret, NodeTrouble, World};
+use crate::plan::{Plan, Step, Truth, plan};
 use crate::secret_text::{self, SecretText};
 use crate::{execute, scram};
 
@@ -27,10 +32,10 @@ use crate::{execute, scram};
 const REPLICAS: i32 = 3;
 const IN_SYNC: i32 = 2;
 
-/// Steps that a first start takes are about 5 + 2 per node; more passes than this mean that a step does not take effect.
-const PASSES_MAX: usize = 500;
 /// Between two looks at topics that have no leaders yet.
 const SETTLE_PAUSE: Duration = Duration::from_millis(100);
+/// Between two looks at nodes that start, catch up or stop.
+const WAIT_PAUSE: Duration = Duration::from_millis(200);
 /// Everything in the output folder may hold a password.
 const FILE_MODE: u32 = 0o600;
 
@@ -61,15 +66,18 @@ pub struct LocalArgs {
     /// Folder for nodes.json and what is kept between runs.
     #[arg(long)]
     out: PathBuf,
+    /// Seconds after which it ends with an error that says what it waits for.
+    #[arg(long, default_value_t = 300)]
+    timeout_seconds: u64,
 }
 
 /// How to start a node: an entry of `nodes.json`.
-#[derive(Debug, Serialize)]
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct NodeStart {
     id: NodeId,
     listen: String,
     admin_listen: String,
-    env: BTreeMap<&'static str, String>,
+    env: BTreeMap<String, String>,
 }
 
 /// What Kubernetes would keep: the log id and the nodes' Secrets.
@@ -83,31 +91,92 @@ struct Kept {
 pub async fn run(args: LocalArgs) -> anyhow::Result<()> {
     let cluster = read_manifest(&args)?;
     fs::create_dir_all(&args.out).with_context(|| format!("make {}", args.out.display()))?;
-    let kept_file = args.out.join("kept.json");
-    let mut kept = read_kept(&kept_file)?;
     let admin = SecretText::new(args.postgres.as_str());
     secret_text::options(&admin).context("--postgres")?;
-    let clients = KafkaClients::default();
-    for _ in 0..PASSES_MAX {
-        let target = target(&args, &cluster, &kept)?;
-        let world = look(&clients, &target, &admin, &kept).await;
+    let mut site = Site {
+        kept: read_kept(&args.out.join("kept.json"))?,
+        args,
+        admin,
+        clients: KafkaClients::default(),
+        nodes: StatusClient::default(),
+    };
+    let deadline = Instant::now() + Duration::from_secs(site.args.timeout_seconds);
+    let mut told = String::new();
+    loop {
+        match site.pass(&cluster).await? {
+            Outcome::Done => return Ok(()),
+            Outcome::Stepped => {}
+            Outcome::Waiting(why) => {
+                if Instant::now() > deadline {
+                    bail!("gave up after {} s: {why}", site.args.timeout_seconds);
+                }
+                if why != told {
+                    println!("waiting: {why}");
+                    told = why;
+                }
+                tokio::time::sleep(WAIT_PAUSE).await;
+            }
+            Outcome::Settling => tokio::time::sleep(SETTLE_PAUSE).await,
+        }
+        if Instant::now() > deadline {
+            bail!(
+                "the plan did not become empty in {} s",
+                site.args.timeout_seconds
+            );
+        }
+    }
+}
+
+/// How a pass ended.
+enum Outcome {
+    /// Nothing is left to do, and nothing on its way.
+    Done,
+    /// A step was taken.
+    Stepped,
+    /// Topics have no leaders yet.
+    Settling,
+    /// Nothing can be done now; the nodes are at work.
+    Waiting(String),
+}
+
+/// What all passes share.
+struct Site {
+    args: LocalArgs,
+    admin: SecretText,
+    clients: KafkaClients,
+    nodes: StatusClient,
+    kept: Kept,
+}
+
+impl Site {
+    async fn pass(&mut self, cluster: &KvCluster) -> anyhow::Result<Outcome> {
+        let target = target(&self.args, cluster, &self.kept)?;
+        let world = self.look(&target).await?;
         let plan = plan(&target, &world, "");
         if matches!(world.kafka, Err(KafkaTrouble::Settling { .. })) {
-            tokio::time::sleep(SETTLE_PAUSE).await;
-            continue;
+            return Ok(Outcome::Settling);
+        }
+        if let Some(published) = published(&world) {
+            self.write_nodes(&target, published)?;
         }
         let Some(step) = plan.steps.first() else {
-            return match obstacle(&plan) {
-                Some(obstacle) => bail!(obstacle),
-                None => write_nodes(&args, &target, &kept),
+            return match (obstacle(&plan), waiting(&plan)) {
+                (Some(obstacle), _) => bail!(obstacle),
+                (None, Some(why)) => Ok(Outcome::Waiting(why)),
+                (None, None) => Ok(Outcome::Done),
             };
         };
         println!("{step}");
+        self.execute(&target, step).await?;
+        Ok(Outcome::Stepped)
+    }
+
+    async fn execute(&mut self, target: &Target, step: &Step) -> anyhow::Result<()> {
         match step {
             Step::PinLogId { log_id } => {
                 let random = u64::from_be_bytes(scram::random_bytes()?);
-                kept.log_id = Some(log_id.unwrap_or(LogId(random)));
-                write_private(&kept_file, &kept)?;
+                self.kept.log_id = Some(log_id.unwrap_or(LogId(random)));
+                self.keep()
             }
             Step::WriteSecret {
                 node,
@@ -118,16 +187,117 @@ pub async fn run(args: LocalArgs) -> anyhow::Result<()> {
             } => {
                 let password = password.clone().map_or_else(scram::random_password, Ok)?;
                 let url = secret_text::node_url(admin, role, &password)?;
-                kept.urls.insert(node.get(), url.reveal().to_owned());
-                write_private(&kept_file, &kept)?;
+                self.kept.urls.insert(node.get(), url.reveal().to_owned());
+                self.keep()
             }
-            step => match execute::external(&clients, &target, step).await {
-                Some(done) => done.with_context(|| step.to_string())?,
+            Step::DeleteSecret { node, .. } => {
+                self.kept.urls.remove(&node.get());
+                self.keep()
+            }
+            step => match execute::external(&self.clients, target, step).await {
+                Some(done) => done.with_context(|| step.to_string()),
                 None => bail!("this step needs Kubernetes: {step}"),
             },
         }
     }
-    bail!("the plan did not become empty in {PASSES_MAX} passes")
+
+    fn keep(&self) -> anyhow::Result<()> {
+        write_private(&self.args.out.join("kept.json"), &self.kept)
+    }
+
+    async fn look(&self, target: &Target) -> anyhow::Result<World> {
+        let secrets: BTreeMap<NodeId, NodeSecret> = self
+            .kept
+            .urls
+            .iter()
+            .map(|(&node, url)| {
+                let node = NodeId(node);
+                let secret = NodeSecret {
+                    instance: target.instance_in_turn(node).to_owned(),
+                    url: SecretText::new(url.as_str()),
+                    uid: String::new(),
+                };
+                (node, secret)
+            })
+            .collect();
+        let instances = target.spec.postgres.instances.iter();
+        let urls = instances
+            .map(|instance| (instance.name.clone(), Ok(self.admin.clone())))
+            .collect();
+        let kafka = observe::kafka_view(&self.clients, target).await;
+        // All Secrets are in one file: of every id that was given out it is known whether it has one.
+        let newest = kafka
+            .as_ref()
+            .ok()
+            .and_then(|view| view.assignment.newest.as_ref());
+        let given_out = newest.map_or(0, |(_, assignment)| assignment.next_node().get());
+        let others = (0..given_out).map(NodeId).chain(secrets.keys().copied());
+        let nodes = observe::nodes_to_ask(target, &kafka, others);
+        let (postgres, statuses) = tokio::join!(
+            observe::postgres_views(target, urls, &nodes, &secrets),
+            self.ask(&target.uid, &nodes),
+        );
+        Ok(World {
+            now: Timestamp::now(),
+            kafka,
+            postgres,
+            secrets: Ok(secrets),
+            asked: nodes,
+            objects: None,
+            nodes: statuses?,
+            topics_absent_passes: 0,
+            failure: None,
+        })
+    }
+
+    async fn ask(&self, uid: &str, nodes: &BTreeSet<NodeId>) -> anyhow::Result<Answers> {
+        let asked = nodes.iter().map(|&node| async move {
+            let address = listen(self.args.admin_base, node)?;
+            Ok((node, self.nodes.ask_at(uid, node, &address).await))
+        });
+        join_all(asked).await.into_iter().collect()
+    }
+
+    /// Puts the members into `nodes.json`, if they do not stand there as they are.
+    fn write_nodes(&self, target: &Target, published: &Assignment) -> anyhow::Result<()> {
+        let log_id = target.log_id.context("the log id is not pinned")?;
+        let mut starts = Vec::new();
+        for entry in &published.nodes {
+            let node = entry.id;
+            let (listen_at, admin_at) = (
+                listen(self.args.listen_base, node)?,
+                listen(self.args.admin_base, node)?,
+            );
+            // It is about to be written anew.
+            let Some(url) = self.kept.urls.get(&node.get()) else {
+                return Ok(());
+            };
+            let mut env = statefulset::environment(target, log_id, node);
+            env.insert(environment::POSTGRES_URL, url.clone());
+            env.insert(environment::LISTEN, listen_at.clone());
+            env.insert(environment::ADMIN_LISTEN, admin_at.clone());
+            starts.push(NodeStart {
+                id: node,
+                listen: listen_at,
+                admin_listen: admin_at,
+                env: env.into_iter().map(|(k, v)| (k.to_owned(), v)).collect(),
+            });
+        }
+        let file = self.args.out.join("nodes.json");
+        let text = fs::read_to_string(&file).unwrap_or_default();
+        if serde_json::from_str::<Vec<NodeStart>>(&text).ok().as_ref() != Some(&starts) {
+            write_private(&file, &starts)?;
+            println!("wrote {}", file.display());
+        }
+        Ok(())
+    }
+}
+
+type Answers = BTreeMap<NodeId, Result<NodeStatus, NodeTrouble>>;
+
+fn published(world: &World) -> Option<&Assignment> {
+    let newest = world.kafka.as_ref().ok()?.assignment.newest.as_ref();
+    newest.map(|(_, assignment)| assignment)
 }
 
 fn read_manifest(args: &LocalArgs) -> anyhow::Result<KvCluster> {
@@ -175,11 +345,7 @@ fn target(args: &LocalArgs, cluster: &KvCluster, kept: &Kept) -> anyhow::Result<
     spec.paused = false;
     cluster.status.get_or_insert_default().log_id = kept.log_id.map(|id| id.to_string());
     let mut target = Target::of(&cluster)?;
-    let addresses = target
-        .nodes
-        .iter()
-        .map(|&node| Ok((node, listen(args.listen_base, node)?)));
-    target.addresses = Some(addresses.collect::<anyhow::Result<_>>()?);
+    target.listen_base = Some(args.listen_base);
     Ok(target)
 }
 
@@ -191,84 +357,27 @@ fn listen(base: u16, node: NodeId) -> anyhow::Result<String> {
     Ok(format!("127.0.0.1:{port}"))
 }
 
-async fn look(clients: &KafkaClients, target: &Target, admin: &SecretText, kept: &Kept) -> World {
-    let secrets: BTreeMap<NodeId, NodeSecret> = kept
-        .urls
-        .iter()
-        .map(|(&node, url)| {
-            let node = NodeId(node);
-            let instance = target.instance_in_turn(node).to_owned();
-            (
-                node,
-                NodeSecret {
-                    instance,
-                    url: SecretText::new(url.as_str()),
-                },
-            )
-        })
-        .collect();
-    let instances = target.spec.postgres.instances.iter();
-    let urls = instances
-        .map(|instance| (instance.name.clone(), Ok(admin.clone())))
-        .collect();
-    let (kafka, postgres) = observe::external(clients, target, urls, &secrets).await;
-    World {
-        now: Timestamp::now(),
-        kafka,
-        postgres,
-        secrets: Ok(secrets),
-        objects: None,
-        nodes: BTreeMap::new(),
-        topics_absent_passes: 0,
-        failure: None,
-    }
-}
-
 /// What stands in the way when nothing can be done and not everything is there.
-fn obstacle(plan: &crate::plan::Plan) -> Option<String> {
-    use kvcluster_crds::v1alpha1::condition;
-    let kinds = [
-        condition::KAFKA_READY,
-        condition::POSTGRES_READY,
-        condition::RING_BALANCED,
-    ];
-    let verdicts = plan
-        .conditions
-        .iter()
-        .filter(|verdict| kinds.contains(&verdict.kind));
-    let mut broken = verdicts.filter(|verdict| verdict.truth != crate::plan::Truth::True);
+fn obstacle(plan: &Plan) -> Option<String> {
+    let kinds = [condition::KAFKA_READY, condition::POSTGRES_READY];
+    let mut broken = plan.conditions.iter().filter(|verdict| {
+        let waits = ["Moving", "MembersChange"].contains(&verdict.reason);
+        let ring = verdict.kind == condition::RING_BALANCED && !waits;
+        verdict.truth != Truth::True && (kinds.contains(&verdict.kind) || ring)
+    });
     broken
         .next()
         .map(|verdict| format!("{}: {}", verdict.reason, verdict.message))
 }
 
-fn write_nodes(args: &LocalArgs, target: &Target, kept: &Kept) -> anyhow::Result<()> {
-    let log_id = target.log_id.context("the log id is not pinned")?;
-    let mut starts = Vec::new();
-    for &node in &target.nodes {
-        let (listen_at, admin_at) = (
-            listen(args.listen_base, node)?,
-            listen(args.admin_base, node)?,
-        );
-        let url = kept
-            .urls
-            .get(&node.get())
-            .context("a node has no PostgreSQL URL")?;
-        let mut env = statefulset::environment(target, log_id, node);
-        env.insert(environment::POSTGRES_URL, url.clone());
-        env.insert(environment::LISTEN, listen_at.clone());
-        env.insert(environment::ADMIN_LISTEN, admin_at.clone());
-        starts.push(NodeStart {
-            id: node,
-            listen: listen_at,
-            admin_listen: admin_at,
-            env,
-        });
-    }
-    let file = args.out.join("nodes.json");
-    write_private(&file, &starts)?;
-    println!("wrote {}", file.display());
-    Ok(())
+/// What the nodes have yet to do.
+fn waiting(plan: &Plan) -> Option<String> {
+    let kinds = [condition::RING_BALANCED, condition::READY];
+    let reasons = ["Moving", "NodesLeaving"];
+    let verdicts = plan.conditions.iter();
+    let mut waiting = verdicts
+        .filter(|verdict| kinds.contains(&verdict.kind) && reasons.contains(&verdict.reason));
+    waiting.next().map(|verdict| verdict.message.clone())
 }
 
 fn read_kept(file: &Path) -> anyhow::Result<Kept> {

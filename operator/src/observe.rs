@@ -12,6 +12,7 @@ use crate::build::topics::topics;
 use crate::clients::kafka::{KafkaClients, KafkaTrouble};
 use crate::clients::postgres::PostgresTrouble;
 use crate::cluster::Target;
+use crate::plan::prospective;
 use crate::secret_text::SecretText;
 
 pub mod kafka;
@@ -24,6 +25,23 @@ pub use self::kubernetes::{KubernetesTrouble, ObjectsView, PodView};
 pub use self::nodes::NodeTrouble;
 pub use self::postgres::{Login, PostgresView, RoleView, SchemaView};
 
+/// The nodes to look for: the members and those that will join, and whoever else has something of this cluster.
+pub fn nodes_to_ask(
+    target: &Target,
+    kafka: &Result<KafkaView, KafkaTrouble>,
+    others: impl IntoIterator<Item = NodeId>,
+) -> BTreeSet<NodeId> {
+    let newest = kafka
+        .as_ref()
+        .ok()
+        .and_then(|view| view.assignment.newest.as_ref());
+    let mut nodes: BTreeSet<NodeId> = prospective(target, newest.map(|(_, assignment)| assignment))
+        .into_iter()
+        .collect();
+    nodes.extend(others);
+    nodes
+}
+
 /// What was seen in one pass.
 #[derive(Clone, Debug)]
 pub struct World {
@@ -35,6 +53,8 @@ pub struct World {
     pub postgres: BTreeMap<String, Result<PostgresView, PostgresTrouble>>,
     /// The Secrets with the nodes' PostgreSQL URLs.
     pub secrets: Result<BTreeMap<NodeId, NodeSecret>, KubernetesTrouble>,
+    /// The nodes whose Secret was looked for: one that is not among them may have one.
+    pub asked: BTreeSet<NodeId>,
     /// The Kubernetes objects of the cluster; none where nodes run as plain processes.
     pub objects: Option<Result<ObjectsView, KubernetesTrouble>>,
     /// What the nodes report of themselves.
@@ -45,32 +65,44 @@ pub struct World {
     pub failure: Option<Failure>,
 }
 
+impl World {
+    /// The zone that a node runs in, where that is known.
+    pub fn zone(&self, node: NodeId) -> Option<String> {
+        let objects = self.objects.as_ref()?.as_ref().ok()?;
+        objects.zones.get(&node).cloned()
+    }
+}
+
 /// Where the admin URL of each PostgreSQL instance of the spec was found, or why it was not.
 pub type AdminUrls = BTreeMap<String, Result<SecretText, PostgresTrouble>>;
 /// The instances as they were seen.
 pub type PostgresViews = BTreeMap<String, Result<PostgresView, PostgresTrouble>>;
 
-/// Looks at Kafka and at the PostgreSQL instances, all at once.
-pub async fn external(
-    clients: &KafkaClients,
+/// Looks at the PostgreSQL instances, all at once. `nodes`: whose schemas may be there.
+pub async fn postgres_views(
     target: &Target,
     admin_urls: AdminUrls,
+    nodes: &BTreeSet<NodeId>,
     secrets: &BTreeMap<NodeId, NodeSecret>,
-) -> (Result<KafkaView, KafkaTrouble>, PostgresViews) {
+) -> PostgresViews {
     let looks = admin_urls.into_iter().map(|(instance, url)| async move {
         let view = match url {
             Ok(admin) => {
-                postgres::observe(postgres_question(target, &instance, admin, secrets)).await
+                let question = postgres_question(target, &instance, admin, nodes, secrets);
+                postgres::observe(question).await
             }
             Err(trouble) => Err(trouble),
         };
         (instance, view)
     });
-    let (kafka, views) = tokio::join!(look_at_kafka(clients, target), join_all(looks));
-    (kafka, views.into_iter().collect())
+    join_all(looks).await.into_iter().collect()
 }
 
-async fn look_at_kafka(clients: &KafkaClients, target: &Target) -> Result<KafkaView, KafkaTrouble> {
+/// Looks at Kafka.
+pub async fn kafka_view(
+    clients: &KafkaClients,
+    target: &Target,
+) -> Result<KafkaView, KafkaTrouble> {
     let client = clients.get(&target.spec.kafka.bootstrap_servers).await?;
     let question = kafka::Question {
         topics: topics(target).into_iter().map(|topic| topic.name).collect(),
@@ -88,15 +120,15 @@ fn postgres_question(
     target: &Target,
     instance: &str,
     admin: SecretText,
+    nodes: &BTreeSet<NodeId>,
     secrets: &BTreeMap<NodeId, NodeSecret>,
 ) -> postgres::Question {
-    let nodes: BTreeSet<NodeId> = target.nodes.iter().chain(secrets.keys()).copied().collect();
     let here = secrets
         .iter()
         .filter(|(_, secret)| secret.instance == instance);
     postgres::Question {
         admin,
-        names: nodes.into_iter().map(|node| target.schema(node)).collect(),
+        names: nodes.iter().map(|&node| target.schema(node)).collect(),
         comment_prefix: target.owner_comment_prefix(),
         urls: here
             .map(|(&node, secret)| (node, secret.url.clone()))
@@ -111,6 +143,8 @@ pub struct NodeSecret {
     pub instance: String,
     /// URL of the node's role.
     pub url: SecretText,
+    /// UID of the Secret.
+    pub uid: String,
 }
 
 /// A step that failed.

@@ -1,7 +1,7 @@
 //! What a pass looks at and changes outside of Kubernetes: Kafka, PostgreSQL and the nodes themselves. Behind a trait, so that
 //! whole passes can run against a world in memory that fails where a test wants it to.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
@@ -14,26 +14,28 @@ use crate::observe::nodes::StatusClient;
 use crate::observe::{self, AdminUrls, KafkaView, NodeSecret, NodeTrouble, PodView, PostgresViews};
 use crate::plan::Step;
 
-/// Kafka and the PostgreSQL instances, as they were seen.
-pub type Seen = (Result<KafkaView, KafkaTrouble>, PostgresViews);
 /// What the nodes say.
 pub type Statuses = BTreeMap<NodeId, Result<NodeStatus, NodeTrouble>>;
 
 /// See the module.
 pub trait Outside: Send + Sync + 'static {
-    /// Looks at Kafka and PostgreSQL.
-    fn look<'a>(
+    /// Looks at Kafka.
+    fn kafka<'a>(&'a self, target: &'a Target) -> BoxFuture<'a, Result<KafkaView, KafkaTrouble>>;
+
+    /// Looks at the PostgreSQL instances. `nodes`: whose schemas may be there.
+    fn postgres<'a>(
         &'a self,
         target: &'a Target,
         admin_urls: AdminUrls,
+        nodes: &'a BTreeSet<NodeId>,
         secrets: &'a BTreeMap<NodeId, NodeSecret>,
-    ) -> BoxFuture<'a, Seen>;
+    ) -> BoxFuture<'a, PostgresViews>;
 
     /// Asks nodes for their status.
     fn ask<'a>(
         &'a self,
         target: &'a Target,
-        nodes: &'a [NodeId],
+        nodes: &'a BTreeSet<NodeId>,
         pods: &'a BTreeMap<NodeId, PodView>,
     ) -> BoxFuture<'a, Statuses>;
 
@@ -53,19 +55,24 @@ pub struct Services {
 }
 
 impl Outside for Services {
-    fn look<'a>(
+    fn kafka<'a>(&'a self, target: &'a Target) -> BoxFuture<'a, Result<KafkaView, KafkaTrouble>> {
+        observe::kafka_view(&self.kafka, target).boxed()
+    }
+
+    fn postgres<'a>(
         &'a self,
         target: &'a Target,
         admin_urls: AdminUrls,
+        nodes: &'a BTreeSet<NodeId>,
         secrets: &'a BTreeMap<NodeId, NodeSecret>,
-    ) -> BoxFuture<'a, Seen> {
-        observe::external(&self.kafka, target, admin_urls, secrets).boxed()
+    ) -> BoxFuture<'a, PostgresViews> {
+        observe::postgres_views(target, admin_urls, nodes, secrets).boxed()
     }
 
     fn ask<'a>(
         &'a self,
         target: &'a Target,
-        nodes: &'a [NodeId],
+        nodes: &'a BTreeSet<NodeId>,
         pods: &'a BTreeMap<NodeId, PodView>,
     ) -> BoxFuture<'a, Statuses> {
         self.nodes.ask(&target.uid, nodes, pods).boxed()

@@ -1,17 +1,19 @@
 //! What to do next, and what to say: a pure function of what is wanted and what was seen.
 //!
 //! ```text
-//! finalizer → log id → topics → Secrets → roles and schemas → assignment → Services, budget, StatefulSets
+//! finalizer → log id → topics → Secrets → roles and schemas → members → Services, budget, StatefulSets
+//!                                                                → remedies → moves → what nodes leave behind → restarts
 //! ```
 //!
-//! A stage that is refused (Kafka away, a schema of another owner) ends the plan there, with a finding that names the remedy;
-//! what was planned before it is still done. Only the first step of a plan is executed before the world is looked at again,
+//! A stage that is refused (Kafka away, a schema of another owner) keeps back those that build on it, with a finding that names
+//! the remedy; what was planned before it is still done, and nodes that exist are looked after all the same: their objects are put
+//! right and broken ones restarted, since that may be the remedy. Only the first step of a plan is executed before the world is looked at again,
 //! so a crash between any two steps loses nothing. The plan of a world that is as wanted is empty.
 
 use std::fmt;
 
-use kvcluster_crds::NodeId;
-use kvcluster_crds::v1alpha1::condition;
+use kvcluster_crds::Assignment;
+use kvcluster_crds::v1alpha1::{RebalanceMode, condition};
 
 use crate::cluster::Target;
 use crate::observe::World;
@@ -19,6 +21,9 @@ use crate::observe::World;
 mod assignment;
 mod conditions;
 mod delete;
+mod leftovers;
+mod members;
+mod moves;
 mod objects;
 mod postgres;
 mod restart;
@@ -27,6 +32,8 @@ mod step;
 mod topics;
 
 pub use conditions::{Truth, Verdict};
+pub(crate) use members::prospective;
+pub use moves::{Move, Phase};
 pub use objects::{ANNOTATION_APPLIED, Object};
 pub use step::{RoleStep, Step};
 
@@ -35,8 +42,12 @@ pub use step::{RoleStep, Step};
 pub struct Plan {
     /// In this order; the first one is executed.
     pub steps: Vec<Step>,
-    /// Steps that would be taken if the cluster were not paused.
+    /// Steps that would be taken if the cluster were not paused, or if `rebalance.mode` were `Apply`.
     pub withheld: Vec<Step>,
+    /// What follows the steps, as far as it can be known: in words.
+    pub later: Vec<String>,
+    /// Replicas that are on their way, or are to go.
+    pub moves: Vec<Move>,
     /// The conditions of the status.
     pub conditions: Vec<Verdict>,
     /// Nodes that exist.
@@ -56,6 +67,11 @@ impl Plan {
     /// Whether something is being made that is not there yet, and nothing stands in its way.
     pub fn is_progressing(&self) -> bool {
         self.holds(condition::PROGRESSING)
+    }
+
+    /// Whether replicas are on their way: then the nodes' reports are worth a look soon.
+    pub fn is_moving(&self) -> bool {
+        self.moves.iter().any(|step| step.phase != Phase::Waiting)
     }
 
     fn holds(&self, kind: &str) -> bool {
@@ -83,6 +99,11 @@ impl Finding {
             message: message.to_string(),
         }
     }
+
+    /// Whether it is only a matter of time or of the user's word, and nothing is wrong.
+    fn is_waiting(&self) -> bool {
+        matches!(self.reason, "RestartWaits" | "PlanWaits" | "NodesLeaving")
+    }
 }
 
 /// What one stage has to do, and whether something keeps the later ones from their turn.
@@ -103,11 +124,31 @@ impl Stage {
 
 /// The stages of a cluster that is wanted, each looked at whatever the others say: conditions speak of all of them.
 struct Stages {
-    nodes: Vec<NodeId>,
+    members: members::Members,
     topics: Stage,
     postgres: Stage,
-    assignment: Stage,
+    outlook: assignment::Outlook,
     objects: Stage,
+    leftovers: Stage,
+}
+
+impl Stages {
+    fn of(target: &Target, world: &World, members: members::Members, node_image: &str) -> Self {
+        let ids = members.ids();
+        Self {
+            topics: topics::stage(target, world),
+            postgres: postgres::stage(target, world, &ids),
+            outlook: assignment::look(target, world, &members),
+            objects: objects::stage(target, world, &ids, node_image),
+            leftovers: leftovers::stage(target, world),
+            members,
+        }
+    }
+
+    /// Up to the members: what has to stand before anything is started.
+    fn groundwork(&self) -> [&Stage; 3] {
+        [&self.topics, &self.postgres, &self.outlook.membership]
+    }
 }
 
 /// The plan for `target` in `world`. `node_image` is what the nodes run when the spec names no image.
@@ -115,44 +156,107 @@ pub fn plan(target: &Target, world: &World, node_image: &str) -> Plan {
     if target.deleting_since.is_some() {
         return delete::plan(target, world);
     }
-    let nodes = assignment::nodes(target, world);
-    let stages = Stages {
-        topics: topics::stage(target, world),
-        postgres: postgres::stage(target, world, &nodes),
-        assignment: assignment::stage(target, world, &nodes),
-        objects: objects::stage(target, world, &nodes, node_image),
-        nodes,
+    let looked = Looked {
+        target,
+        world,
+        node_image,
+        serving: serving::look(target, world, &assignment::existing(target, world)),
     };
-    let serving = serving::look(target, world, &stages.nodes);
-    let restart = restart::stage(world, &serving);
-    let mut steps = metadata_steps(target, world);
-    let mut refused = None;
-    for stage in [
-        &stages.topics,
-        &stages.postgres,
-        &stages.assignment,
-        &stages.objects,
-        &restart,
-    ] {
-        steps.extend(stage.steps.iter().cloned());
-        if stage.refused.is_some() {
-            refused = stage.refused.as_ref();
-            break;
-        }
+    let wanted = looked.stages(members::wanted(target, world));
+    let (all, refused) = looked.steps(&wanted);
+    let held = assignment::newest(world)
+        .filter(|_| target.spec.rebalance.mode == RebalanceMode::Plan)
+        .map(|published| looked.held(&wanted, published));
+    let (mut steps, refused) = held.unwrap_or_else(|| (all.clone(), refused));
+    if target.spec.paused {
+        steps.clear();
     }
-    let conditions = conditions::verdicts(target, world, &stages, &steps, refused, &serving);
-    let (steps, withheld) = if target.spec.paused {
-        (Vec::new(), steps)
-    } else {
-        (steps, Vec::new())
-    };
+    let given = if target.spec.paused { &all } else { &steps };
+    let serving = &looked.serving;
     Plan {
+        conditions: conditions::verdicts(target, world, &wanted, given, refused.as_ref(), serving),
+        withheld: all
+            .into_iter()
+            .filter(|step| !steps.contains(step))
+            .collect(),
         steps,
-        withheld,
-        conditions,
+        later: wanted.outlook.lines(),
         nodes: serving.existing,
         ready_nodes: serving.ready,
         assignment_version: assignment::version(world),
+        moves: wanted.outlook.moves,
+    }
+}
+
+/// What a plan is made from.
+struct Looked<'a> {
+    target: &'a Target,
+    world: &'a World,
+    node_image: &'a str,
+    serving: serving::Serving,
+}
+
+impl Looked<'_> {
+    fn stages(&self, members: members::Members) -> Stages {
+        Stages::of(self.target, self.world, members, self.node_image)
+    }
+
+    /// The steps in order, and what keeps back the rest.
+    fn steps(&self, stages: &Stages) -> (Vec<Step>, Option<Finding>) {
+        let (target, world) = (self.target, self.world);
+        let mut steps = metadata_steps(target, world);
+        let mut refused = None;
+        for stage in stages.groundwork() {
+            steps.extend(stage.steps.iter().cloned());
+            if stage.refused.is_some() {
+                refused.clone_from(&stage.refused);
+                break;
+            }
+        }
+        if assignment::is_of_another_log(target, world) {
+            return (steps, refused);
+        }
+        // The nodes that there are do not wait for those that cannot come.
+        let fallback = refused.is_some().then(|| match assignment::newest(world) {
+            Some(published) => self.stages(members::Members::published(published)),
+            None => self.stages(members::Members::default()),
+        });
+        let stages = fallback.as_ref().unwrap_or(stages);
+        let objects = match assignment::newest(world) {
+            None if refused.is_some() => {
+                let ids = assignment::with_stateful_set(world);
+                if ids.is_empty() {
+                    return (steps, refused);
+                }
+                objects::stage(target, world, &ids, self.node_image)
+            }
+            _ => stages.objects.clone(),
+        };
+        let later = [
+            objects,
+            restart::remedies(target, world, &self.serving),
+            stages.outlook.progress.clone(),
+            stages.leftovers.clone(),
+            restart::stage(world, &self.serving),
+        ];
+        for stage in later {
+            steps.extend(stage.steps);
+            refused = refused.or(stage.refused);
+        }
+        (steps, refused)
+    }
+
+    /// The steps that are taken although the plan is only to be shown: those that change neither members nor replicas.
+    fn held(&self, wanted: &Stages, published: &Assignment) -> (Vec<Step>, Option<Finding>) {
+        let mut stages = self.stages(members::Members::published(published));
+        stages.outlook.membership.steps.clear();
+        stages.outlook.progress.steps.clear();
+        let (steps, refused) = self.steps(&stages);
+        let waits = || {
+            let message = "spec.rebalance.mode is Plan and status.plan waits; set it to Apply to have it done";
+            (!wanted.outlook.is_reached()).then(|| Finding::new("PlanWaits", message))
+        };
+        (steps, refused.or_else(waits))
     }
 }
 

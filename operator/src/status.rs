@@ -1,15 +1,19 @@
 //! From a plan to the status that is written: conditions keep the time of their last change, and nothing else in a status
 //! moves by itself, so that it is written only when something changed.
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
-use kvcluster_crds::v1alpha1::{KvClusterStatus, condition};
+use kvcluster_crds::v1alpha1::{KvClusterStatus, MoveStatus, RebalanceStatus, condition};
 
 use crate::cluster::Target;
-use crate::plan::{Plan, Step, Verdict};
+use crate::plan::{Move, Plan, Step, Verdict};
 
 /// Steps that a status shows at most.
 const STEPS_SHOWN_MAX: usize = 20;
+/// Moves that a status shows at most.
+const MOVES_SHOWN_MAX: usize = 20;
+/// Older figures of moves are taken anew.
+const FIGURES_AGE_MAX: SignedDuration = SignedDuration::from_secs(10);
 /// Longest message, bytes; the API server refuses more than 32,768.
 const MESSAGE_BYTES_MAX: usize = 2_048;
 
@@ -21,24 +25,59 @@ pub fn status(target: &Target, plan: &Plan, now: Timestamp) -> KvClusterStatus {
         .iter()
         .map(|(key, value)| format!("{key}={value}"))
         .collect();
-    let steps = plan
-        .steps
-        .iter()
-        .chain(&plan.withheld)
-        .take(STEPS_SHOWN_MAX);
+    let steps = plan.steps.iter().chain(&plan.withheld);
+    let lines = steps.map(Step::to_string).chain(plan.later.iter().cloned());
     KvClusterStatus {
         observed_generation: Some(target.generation),
         conditions: conditions(before, &plan.conditions, target.generation, now),
         nodes: Some(count(plan.nodes)),
         ready_nodes: Some(count(plan.ready_nodes)),
         selector: Some(selector.join(",")),
-        moves: Some(0),
+        moves: Some(count(plan.moves.len())),
         log_id: before.log_id.clone(),
         assignment_version: plan
             .assignment_version
             .and_then(|version| i64::try_from(version).ok())
             .or(before.assignment_version),
-        plan: steps.map(Step::to_string).collect(),
+        rebalance: rebalance(before.rebalance.as_ref(), &plan.moves, now),
+        plan: lines.take(STEPS_SHOWN_MAX).collect(),
+    }
+}
+
+/// What is shown of the moves. The numbers change with every record, so they are taken anew only when a move enters another phase or
+/// when they are old: a status is not written in each pass.
+fn rebalance(
+    before: Option<&RebalanceStatus>,
+    moves: &[Move],
+    now: Timestamp,
+) -> Option<RebalanceStatus> {
+    if moves.is_empty() {
+        return None;
+    }
+    let shown: Vec<MoveStatus> = moves.iter().take(MOVES_SHOWN_MAX).map(shown).collect();
+    let place = |step: &MoveStatus| (step.slot, step.from, step.to, step.phase.clone());
+    let fresh = before.filter(|before| {
+        let age = now.duration_since(before.observed_at.0);
+        let same = before.moves.iter().map(place).eq(shown.iter().map(place));
+        same && (age < FIGURES_AGE_MAX || before.moves == shown)
+    });
+    Some(fresh.cloned().unwrap_or(RebalanceStatus {
+        observed_at: Time(now),
+        moves: shown,
+    }))
+}
+
+fn shown(step: &Move) -> MoveStatus {
+    let node = |node: kvcluster_crds::NodeId| i32::try_from(node.get()).unwrap_or(i32::MAX);
+    MoveStatus {
+        slot: count(step.slot),
+        from: step.from.map(node),
+        to: step.to.map(node),
+        phase: step.phase.text().to_owned(),
+        records_left: step.records_left,
+        bytes_left: step
+            .bytes_left
+            .map(|bytes| i64::try_from(bytes).unwrap_or(i64::MAX)),
     }
 }
 

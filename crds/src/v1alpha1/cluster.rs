@@ -11,8 +11,8 @@ use kube::{CustomResource, KubeSchema};
 use serde::{Deserialize, Serialize};
 
 use super::sections::{
-    DeletionPolicy, DeletionSpec, KafkaSpec, LimitsSpec, LogSpec, PostgresSpec, ReadMode, RingSpec,
-    SchedulingSpec, ServiceSpec,
+    DeletionPolicy, DeletionSpec, KafkaSpec, LimitsSpec, LogSpec, PostgresSpec, ReadMode,
+    RebalanceSpec, ReplacementSpec, RingSpec, SchedulingSpec, ServiceSpec,
 };
 use super::status::KvClusterStatus;
 
@@ -63,7 +63,8 @@ use super::status::KvClusterStatus;
         .message("spec.limits.suspicionMs must be at least 3 x spec.limits.heartbeatMs: fewer lost heartbeats must not start an election")
 )]
 pub struct KvClusterSpec {
-    /// Store nodes. At least `replication`.
+    /// Store nodes. At least `replication`. More of them take over a share of the replicas; with fewer, those that go are
+    /// emptied first.
     #[schemars(range(min = 1, max = 100))]
     #[serde(default = "default_three")]
     pub nodes: i32,
@@ -106,6 +107,14 @@ pub struct KvClusterSpec {
     /// The consistent-hash ring.
     #[serde(default)]
     pub ring: RingSpec,
+
+    /// How replicas are moved.
+    #[serde(default)]
+    pub rebalance: RebalanceSpec,
+
+    /// When a lost node gets another place to run.
+    #[serde(default)]
+    pub replacement: ReplacementSpec,
 
     /// How linearizable reads are served: `Lease` (fast; clocks must tick at the same rate within 10 %) or `Log` (no clock is
     /// trusted; a group of reads waits for one record).

@@ -136,6 +136,37 @@ pub struct RingSpec {
     pub load_factor_percent: i32,
 }
 
+/// How replicas are moved when nodes come, leave or are replaced, or when the ring changes.
+#[derive(JsonSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct RebalanceSpec {
+    /// Replicas that are on their way at a time.
+    #[schemars(range(min = 1, max = 100))]
+    pub max_concurrent_moves: i32,
+    /// `Apply`: done as soon as it is known. `Plan`: shown in `status.plan`, and done when this is set back to `Apply`.
+    pub mode: RebalanceMode,
+}
+
+/// Whether nodes join and leave and replicas move by themselves.
+#[derive(JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RebalanceMode {
+    /// They do.
+    #[default]
+    Apply,
+    /// What would be done is shown, and waits.
+    Plan,
+}
+
+/// When a node that is lost gets another place to run.
+#[derive(JsonSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ReplacementSpec {
+    /// Seconds that a Kubernetes node must be gone or not ready before the pod on it is deleted without waiting for it, so that it
+    /// starts elsewhere.
+    #[schemars(range(min = 30, max = 86400))]
+    pub after_seconds: i32,
+}
+
 /// How linearizable reads are served.
 #[derive(JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ReadMode {
@@ -208,6 +239,21 @@ impl Default for RingSpec {
             virtual_nodes: 64,
             load_factor_percent: 125,
         }
+    }
+}
+
+impl Default for RebalanceSpec {
+    fn default() -> Self {
+        Self {
+            max_concurrent_moves: 4,
+            mode: RebalanceMode::Apply,
+        }
+    }
+}
+
+impl Default for ReplacementSpec {
+    fn default() -> Self {
+        Self { after_seconds: 300 }
     }
 }
 

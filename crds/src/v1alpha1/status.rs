@@ -5,7 +5,7 @@
     reason = "the schema derive makes a public twin of a struct where nothing can reach it"
 )]
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::KubeSchema;
 use serde::{Deserialize, Serialize};
 
@@ -25,6 +25,10 @@ pub mod condition {
     pub const POSTGRES_READY: &str = "PostgresReady";
     /// The published assignment is the one that the ring proposes.
     pub const RING_BALANCED: &str = "RingBalanced";
+    /// Some slot has two replicas on one PostgreSQL instance, so that losing it costs both.
+    pub const REPLICAS_SHARE_INSTANCE: &str = "ReplicasShareInstance";
+    /// The node that the annotation names is being replaced. Only there with the annotation.
+    pub const REPLACEMENT_ACCEPTED: &str = "ReplacementAccepted";
 }
 
 /// What the operator saw and did.
@@ -56,7 +60,43 @@ pub struct KvClusterStatus {
     /// Version of the newest assignment.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub assignment_version: Option<i64>,
+    /// The replicas that are on their way, or are to go.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rebalance: Option<RebalanceStatus>,
     /// The steps that are left, in order; empty when the cluster is as the spec says. At most 20 are shown.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub plan: Vec<String>,
+}
+
+/// How far the moves are.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RebalanceStatus {
+    /// When the numbers were taken. They are taken anew when a move enters another phase, and every ten seconds.
+    pub observed_at: Time,
+    /// The moves that are furthest first, at most 20.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub moves: Vec<MoveStatus>,
+}
+
+/// One replica that changes its place.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct MoveStatus {
+    /// The slot.
+    pub slot: i32,
+    /// The node that gives the replica up; none where one is added.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<i32>,
+    /// The node that gets it; none where one is only taken away.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to: Option<i32>,
+    /// `Waiting`, `CatchingUp` or `HandingOver`.
+    pub phase: String,
+    /// Records of the log that the new replica lacks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub records_left: Option<i64>,
+    /// Bytes in PostgreSQL that it lacks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes_left: Option<i64>,
 }

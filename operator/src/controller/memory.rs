@@ -1,7 +1,9 @@
 //! What the process remembers between passes. Losing it, as a restart does, costs time and never safety.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use kvcluster_crds::NodeId;
 
 use crate::observe::Failure;
 use crate::secret_text::SecretText;
@@ -25,6 +27,8 @@ pub struct Remembered {
     pub topics_absent_passes: u32,
     /// Admin URLs that were read: when a namespace is deleted, its Secrets go before the schemas can be dropped.
     pub admin_urls: BTreeMap<String, SecretText>,
+    /// Nodes that had a schema or role when PostgreSQL was last looked at.
+    pub marked: BTreeSet<NodeId>,
 }
 
 impl Memory {

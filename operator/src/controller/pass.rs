@@ -8,7 +8,6 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::runtime::events::{EventType, Recorder};
 use kube::{Api, Client, Resource, ResourceExt};
-use kvcluster_crds::names::LABEL_NODE;
 use kvcluster_crds::v1alpha1::KvCluster;
 use kvcluster_crds::{LogId, NodeId};
 use tracing::{info, warn};
@@ -21,7 +20,9 @@ use crate::cluster::Target;
 use crate::execute::{ExecuteError, kubernetes as write};
 use crate::metrics::Metrics;
 use crate::observe::kubernetes::{admin_url, call, node_secrets, objects};
-use crate::observe::{AdminUrls, Failure, KubernetesTrouble, ObjectsView, World};
+use crate::observe::{
+    self, AdminUrls, Failure, KubernetesTrouble, ObjectsView, PostgresViews, World,
+};
 use crate::outside::Outside;
 use crate::plan::{Plan, Step, plan};
 use crate::status::{readiness, status};
@@ -269,26 +270,31 @@ async fn write_status(
 
 async fn look(context: &Context, target: &Target, remembered: Remembered) -> World {
     let client = &context.client;
-    let (objects, urls) = tokio::join!(
+    let (objects, urls, kafka) = tokio::join!(
         objects(client, target),
-        admin_urls(context, target, &remembered)
+        admin_urls(context, target, &remembered),
+        context.outside.kafka(target),
     );
-    let nodes = nodes(target, objects.as_ref().ok());
+    let existing = objects.as_ref().map(ObjectsView::nodes).unwrap_or_default();
+    let others = existing.into_iter().chain(remembered.marked.clone());
+    let nodes = observe::nodes_to_ask(target, &kafka, others);
     let secrets = node_secrets(client, target, &nodes).await;
     let known = secrets.as_ref().cloned().unwrap_or_default();
     let pods = objects
         .as_ref()
         .map(|objects| objects.pods.clone())
         .unwrap_or_default();
-    let ((kafka, postgres), statuses) = tokio::join!(
-        context.outside.look(target, urls, &known),
+    let (postgres, statuses) = tokio::join!(
+        context.outside.postgres(target, urls, &nodes, &known),
         context.outside.ask(target, &nodes, &pods),
     );
+    remember_marks(context, target, &postgres);
     World {
         now: (context.now)(),
         kafka,
         postgres,
         secrets,
+        asked: nodes,
         objects: Some(objects),
         nodes: statuses,
         topics_absent_passes: remembered.topics_absent_passes,
@@ -296,15 +302,18 @@ async fn look(context: &Context, target: &Target, remembered: Remembered) -> Wor
     }
 }
 
-/// Those of the spec and those that exist.
-fn nodes(target: &Target, objects: Option<&ObjectsView>) -> Vec<NodeId> {
-    let mut nodes: BTreeSet<NodeId> = target.nodes.iter().copied().collect();
-    let sets = objects
-        .into_iter()
-        .flat_map(|objects| objects.stateful_sets.values());
-    let existing = sets.filter_map(|set| set.labels().get(LABEL_NODE)?.parse().ok().map(NodeId));
-    nodes.extend(existing);
-    nodes.into_iter().collect()
+/// Notes which nodes have a schema or role: the Secrets of those that are no members are looked for in the next pass.
+fn remember_marks(context: &Context, target: &Target, views: &PostgresViews) {
+    let marked: BTreeSet<NodeId> = views
+        .values()
+        .filter_map(|view| view.as_ref().ok())
+        .flat_map(|view| view.nodes(&target.owner_comment_prefix()))
+        .collect();
+    context.memory.note(
+        target.names.namespace(),
+        target.names.cluster(),
+        |cluster| cluster.marked = marked,
+    );
 }
 
 /// The admin URLs of the spec's Secrets. For a cluster that is being deleted a Secret that is gone is replaced by what was read
@@ -368,11 +377,14 @@ async fn execute(context: &Context, current: &Current, step: &Step) -> Result<()
         Step::DeleteStatefulSet { name, uid } => {
             write::delete_stateful_set(client, target, name, uid).await
         }
+        Step::DeleteSecret { name, uid, .. } => {
+            write::delete_secret(client, target, name, uid).await
+        }
         Step::NoteTopicsAbsent => Ok(()),
         Step::CreateTopic(_)
         | Step::RepairTopic { .. }
         | Step::EnsureRole(_)
-        | Step::Publish(_)
+        | Step::Publish(..)
         | Step::DeleteTopics(_)
         | Step::DropRole(_) => unreachable!("executed as an external step above"),
     }

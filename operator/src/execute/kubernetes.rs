@@ -11,7 +11,7 @@ use serde_json::json;
 
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::apps::v1::StatefulSet;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Pod, Secret};
 
 use super::ExecuteError;
 use crate::build;
@@ -156,6 +156,17 @@ pub async fn delete_stateful_set(
         ..exactly(uid)
     };
     delete(&sets, name, &parameters).await
+}
+
+/// Deletes a node's Secret.
+pub async fn delete_secret(
+    client: &Client,
+    target: &Target,
+    name: &str,
+    uid: &str,
+) -> Result<(), ExecuteError> {
+    let secrets: Api<Secret> = Api::namespaced(client.clone(), target.names.namespace());
+    delete(&secrets, name, &exactly(uid)).await
 }
 
 /// Deletes a pod, gracefully.

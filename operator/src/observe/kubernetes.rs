@@ -1,7 +1,7 @@
 //! The cluster's Kubernetes objects, read from the API server itself and not from a cache: what a step just wrote is seen by
 //! the next pass.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -67,6 +67,24 @@ pub struct ObjectsView {
     pub budgets: BTreeMap<String, PodDisruptionBudget>,
     /// One per node, when its StatefulSet runs.
     pub pods: BTreeMap<NodeId, PodView>,
+    /// Nodes that have a pod, whoever it belongs to.
+    pub housed: BTreeSet<NodeId>,
+    /// Where nodes run or last ran, as far as that can be known.
+    pub zones: BTreeMap<NodeId, String>,
+}
+
+impl ObjectsView {
+    /// The nodes that have a StatefulSet, in order.
+    pub fn nodes(&self) -> Vec<NodeId> {
+        let ids = self.stateful_sets.values().filter_map(node_of_set);
+        let ids: BTreeSet<NodeId> = ids.collect();
+        ids.into_iter().collect()
+    }
+}
+
+/// The node that a StatefulSet is for.
+pub fn node_of_set(set: &StatefulSet) -> Option<NodeId> {
+    set.labels().get(LABEL_NODE)?.parse().ok().map(NodeId)
 }
 
 /// A node's pod.
@@ -126,16 +144,20 @@ pub async fn objects(client: &Client, target: &Target) -> Result<ObjectsView, Ku
         .values()
         .filter_map(ResourceExt::uid)
         .collect();
+    let node_of = |pod: &Pod| pod.labels().get(LABEL_NODE)?.parse().ok().map(NodeId);
+    let housed = pods.iter().filter_map(node_of).collect();
     let pods = pods.into_iter().filter_map(|pod| {
         let of_ours = pod
             .owner_references()
             .iter()
             .any(|owner| sets.contains(&owner.uid));
-        let node = pod.labels().get(LABEL_NODE)?.parse().ok().map(NodeId)?;
+        let node = node_of(&pod)?;
         of_ours.then(|| (node, view(&pod)))
     });
     Ok(ObjectsView {
         pods: pods.collect(),
+        housed,
+        zones: BTreeMap::new(),
         stateful_sets,
         services,
         budgets,
@@ -232,7 +254,7 @@ fn view(pod: &Pod) -> PodView {
 pub async fn node_secrets(
     client: &Client,
     target: &Target,
-    nodes: &[NodeId],
+    nodes: &BTreeSet<NodeId>,
 ) -> Result<BTreeMap<NodeId, NodeSecret>, KubernetesTrouble> {
     let api: Api<Secret> = Api::namespaced(client.clone(), target.names.namespace());
     let reads = nodes.iter().map(|&node| {
@@ -254,7 +276,8 @@ pub async fn node_secrets(
         let instance = secret.annotations().get(ANNOTATION_INSTANCE).cloned();
         if let (true, Some(instance), Some(url)) = (ours, instance, value(&secret, SECRET_KEY_URL))
         {
-            secrets.insert(node, NodeSecret { instance, url });
+            let uid = secret.uid().unwrap_or_default();
+            secrets.insert(node, NodeSecret { instance, url, uid });
         }
     }
     Ok(secrets)

@@ -1,7 +1,7 @@
 //! What the nodes say of themselves: `GET /status` on the admin port of each pod, by the pod's address, so that neither DNS
 //! nor a Service stands between.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use futures::future::join_all;
@@ -62,7 +62,7 @@ impl StatusClient {
     pub async fn ask(
         &self,
         cluster_uid: &str,
-        nodes: &[NodeId],
+        nodes: &BTreeSet<NodeId>,
         pods: &BTreeMap<NodeId, PodView>,
     ) -> BTreeMap<NodeId, Result<NodeStatus, NodeTrouble>> {
         let asked = nodes.iter().map(|node| async move {
@@ -90,7 +90,18 @@ impl StatusClient {
         } else {
             ip.to_owned()
         };
-        let url = format!("http://{host}:{PORT_ADMIN}/status");
+        self.ask_at(cluster_uid, node, &format!("{host}:{PORT_ADMIN}"))
+            .await
+    }
+
+    /// Asks a node at the `host:port` of its admin port.
+    pub async fn ask_at(
+        &self,
+        cluster_uid: &str,
+        node: NodeId,
+        address: &str,
+    ) -> Result<NodeStatus, NodeTrouble> {
+        let url = format!("http://{address}/status");
         let status = tokio::time::timeout(STATUS_TIMEOUT, self.get(&url))
             .await
             .ok()

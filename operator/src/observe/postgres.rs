@@ -1,6 +1,6 @@
 //! What a PostgreSQL instance holds of a cluster: schemas, roles, and whether the nodes' passwords work.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use kvcluster_crds::NodeId;
 use sqlx::{Connection, PgConnection, Row};
@@ -19,6 +19,18 @@ pub struct PostgresView {
     pub roles: BTreeMap<String, RoleView>,
     /// Whether the nodes that have a URL can log in with it.
     pub logins: BTreeMap<NodeId, Login>,
+}
+
+impl PostgresView {
+    /// The nodes whose mark stands on a schema or role; `prefix` is how the cluster's marks begin.
+    pub fn nodes(&self, prefix: &str) -> BTreeSet<NodeId> {
+        let schemas = self.schemas.values().map(|schema| &schema.comment);
+        let roles = self.roles.values().map(|role| &role.comment);
+        let marks = schemas.chain(roles).flatten();
+        marks
+            .filter_map(|mark| mark.strip_prefix(prefix)?.parse().ok().map(NodeId))
+            .collect()
+    }
 }
 
 /// A schema.

@@ -1,11 +1,14 @@
-//! The published assignment against the one that the ring proposes.
+//! The published assignment against the one that is wanted: first who is a member, then, move by move, who holds what.
 
-use kvcluster_crds::{Assignment, NodeEntry, NodeId, Offset};
+use kvcluster_crds::{Assignment, NodeId, Offset, SlotAssignment};
 
+use super::members::{Members, called_off};
+use super::moves::{self, Move, Rules};
 use super::{Stage, Step};
 use crate::cluster::Target;
+use crate::gate::Evidence;
 use crate::observe::World;
-use crate::ring::{Published, propose};
+use crate::ring::{Member, Proposal, propose, slots_on_one_instance};
 
 /// Newest record format of the log that nodes may write.
 const LOG_VERSION: u16 = 1;
@@ -24,83 +27,189 @@ fn entry(world: &World) -> Option<&(Offset, Assignment)> {
     world.kafka.as_ref().ok()?.assignment.newest.as_ref()
 }
 
-/// The nodes that are worked on: the published ones, since nodes can neither join nor leave yet.
+/// The nodes that exist as far as is known: the published ones, or those of the first assignment.
 pub(super) fn nodes(target: &Target, world: &World) -> Vec<NodeId> {
-    newest(world).map_or_else(
-        || target.nodes.clone(),
-        |published| published.nodes.iter().map(|entry| entry.id).collect(),
-    )
+    super::members::prospective(target, newest(world))
 }
 
-pub(super) fn stage(target: &Target, world: &World, nodes: &[NodeId]) -> Stage {
-    let published = newest(world);
-    if nodes != target.nodes {
-        return Stage::refuse(
-            "ScalingNotSupported",
-            format!(
-                "spec.nodes is {} and the published assignment has {} nodes; this version cannot add or remove nodes: set \
-                 spec.nodes to {}",
-                target.nodes.len(),
-                nodes.len(),
-                nodes.len()
-            ),
-        );
+/// The nodes that are looked after: the published ones, else those that have a StatefulSet, else those that will be.
+pub(super) fn existing(target: &Target, world: &World) -> Vec<NodeId> {
+    match newest(world) {
+        Some(published) => published.nodes.iter().map(|entry| entry.id).collect(),
+        None => Some(with_stateful_set(world))
+            .filter(|nodes| !nodes.is_empty())
+            .unwrap_or_else(|| nodes(target, world)),
     }
-    if let Some((published, log_id)) = published.zip(target.log_id)
-        && published.log_id != log_id
-    {
-        return Stage::refuse(
+}
+
+/// The nodes that have a StatefulSet.
+pub(super) fn with_stateful_set(world: &World) -> Vec<NodeId> {
+    match &world.objects {
+        Some(Ok(objects)) => objects.nodes(),
+        Some(Err(_)) | None => Vec::new(),
+    }
+}
+
+/// Whether the published assignment is about another log than the one that is pinned: then nothing can be relied on.
+pub(super) fn is_of_another_log(target: &Target, world: &World) -> bool {
+    let published = newest(world).map(|published| published.log_id);
+    published
+        .zip(target.log_id)
+        .is_some_and(|(published, pinned)| published != pinned)
+}
+
+/// What there is to do about the assignment, and what will be left then.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Outlook {
+    /// The first assignment, or one with other members.
+    pub(super) membership: Stage,
+    /// The next one on the way to the table that the ring proposes.
+    pub(super) progress: Stage,
+    /// The moves that lie before us.
+    pub(super) moves: Vec<Move>,
+    /// Slots whose leadership alone is to change hands.
+    pub(super) leaderships: Vec<usize>,
+    /// Slots whose voters share a PostgreSQL instance in the table that the ring proposes.
+    pub(super) sharing: Vec<usize>,
+}
+
+impl Outlook {
+    fn refuse(stage: Stage) -> Self {
+        Self {
+            membership: stage,
+            ..Self::default()
+        }
+    }
+
+    /// Whether the published table is the one that is wanted.
+    pub(super) fn is_reached(&self) -> bool {
+        self.membership.steps.is_empty() && self.moves.is_empty() && self.leaderships.is_empty()
+    }
+
+    /// What will be done after the steps that stand in the plan, in words.
+    pub(super) fn lines(&self) -> Vec<String> {
+        let mut lines: Vec<String> = self.moves.iter().map(Move::to_string).collect();
+        if !self.leaderships.is_empty() {
+            let slots = super::serving::list(&self.leaderships);
+            lines.push(format!("hand over the leadership of slots {slots}"));
+        }
+        lines
+    }
+}
+
+pub(super) fn look(target: &Target, world: &World, members: &Members) -> Outlook {
+    let published = entry(world);
+    if is_of_another_log(target, world) {
+        return Outlook::refuse(Stage::refuse(
             "LogIdDiffers",
-            format!(
-                "status.logId is {log_id} and the published assignment is about log {}; one of them was put back from a \
-                 backup: remove status.logId to follow the published one",
-                published.log_id
-            ),
-        );
+            "status.logId and the published assignment name different logs; one of them was put back from a backup: remove \
+             status.logId to follow the published one",
+        ));
     }
-    let before = published.map(|assignment| Published {
-        nodes,
-        slots: &assignment.slots,
-    });
-    let slots = match propose(target.shape, nodes, before) {
-        Ok(slots) => slots,
-        Err(error) => return Stage::refuse("RingImpossible", error),
+    let ring: Vec<Member> = members
+        .entries
+        .iter()
+        .filter(|entry| !entry.leaving)
+        .map(|entry| Member {
+            id: entry.id,
+            zone: world.zone(entry.id),
+            instance: entry.postgres_instance.clone(),
+        })
+        .collect();
+    let now = published.map(|(_, table)| called_off(&table.slots, &members.reprieved));
+    let wanted = match propose(target.shape, &ring, now.as_deref()) {
+        Ok(wanted) => wanted,
+        Err(error) => return Outlook::refuse(Stage::refuse("RingImpossible", error)),
     };
-    match published {
-        None => Stage {
-            steps: first(target, world, slots).into_iter().collect(),
-            refused: None,
+    let sharing = slots_on_one_instance(&ring, &wanted.slots);
+    let outlook = match (published, now) {
+        (Some((offset, published)), Some(now)) => {
+            onwards(target, world, members, (*offset, published), &now, &wanted)
+        }
+        _ => Outlook {
+            membership: first(target, members, wanted.slots),
+            ..Outlook::default()
         },
-        Some(published) if published.slots == slots => Stage::default(),
-        Some(_) => Stage::refuse(
-            "RebalanceNotSupported",
-            "spec.ring asks for another assignment than the published one; this version does not move replicas: set spec.ring \
-             back",
-        ),
+    };
+    Outlook { sharing, ..outlook }
+}
+
+fn first(target: &Target, members: &Members, slots: Vec<SlotAssignment>) -> Stage {
+    // Planned once the log id stands: an assignment names it.
+    let step = target.log_id.map(|log_id| {
+        let assignment = Assignment {
+            version: 1,
+            based_on: None,
+            cluster_uid: target.uid.clone(),
+            log_id,
+            log_version: LOG_VERSION,
+            next_node: NodeId(0),
+            slots,
+            nodes: members.entries.clone(),
+        };
+        Step::Publish(Box::new(assignment), Vec::new())
+    });
+    Stage {
+        steps: step.into_iter().collect(),
+        refused: None,
     }
 }
 
-fn first(
+fn onwards(
     target: &Target,
     world: &World,
-    slots: Vec<kvcluster_crds::SlotAssignment>,
-) -> Option<Step> {
-    // Planned once the log id stands: an assignment names it.
-    let log_id = target.log_id?;
-    let nodes = target.nodes.iter().map(|&node| NodeEntry {
-        id: node,
-        address: target.address(node),
-        postgres_instance: super::postgres::instance(target, world, node),
-        leaving: false,
+    members: &Members,
+    (offset, published): (Offset, &Assignment),
+    now: &[SlotAssignment],
+    wanted: &Proposal,
+) -> Outlook {
+    let evidence = Evidence::new(published.version, &world.nodes);
+    let next = |slots: Vec<SlotAssignment>| {
+        Box::new(Assignment {
+            version: published.version + 1,
+            based_on: Some(offset),
+            slots,
+            nodes: members.entries.clone(),
+            next_node: next_node(published, members),
+            ..published.clone()
+        })
+    };
+    let mut outlook = Outlook {
+        moves: moves::left(now, &wanted.slots, Some(&evidence)),
+        leaderships: leaderships(now, &wanted.slots),
+        ..Outlook::default()
+    };
+    if members.entries != published.nodes {
+        let step = Step::Publish(next(now.to_vec()), Vec::new());
+        outlook.membership.steps.push(step);
+        return outlook;
+    }
+    let rules = Rules {
+        learners_max: target.moves_max,
+        replication: target.shape.replication,
+    };
+    let ahead = moves::advance(now, wanted, &evidence, rules);
+    if ahead.slots != published.slots {
+        let step = Step::Publish(next(ahead.slots), ahead.gates);
+        outlook.progress.steps.push(step);
+    }
+    outlook
+}
+
+fn next_node(published: &Assignment, members: &Members) -> NodeId {
+    let after = members
+        .entries
+        .iter()
+        .map(|entry| NodeId(entry.id.get() + 1));
+    after.max().unwrap_or_default().max(published.next_node())
+}
+
+/// Slots that have the voters that are wanted and another preferred leader.
+fn leaderships(now: &[SlotAssignment], wanted: &[SlotAssignment]) -> Vec<usize> {
+    let pairs = now.iter().zip(wanted).enumerate();
+    let differ = pairs.filter(|(_, (now, wanted))| {
+        now.preferred_leader != wanted.preferred_leader
+            && wanted.voters.iter().all(|voter| now.voters.contains(voter))
     });
-    Some(Step::Publish(Box::new(Assignment {
-        version: 1,
-        based_on: None,
-        cluster_uid: target.uid.clone(),
-        log_id,
-        log_version: LOG_VERSION,
-        next_node: NodeId(0),
-        slots,
-        nodes: nodes.collect(),
-    })))
+    differ.map(|(slot, _)| slot).collect()
 }

@@ -70,10 +70,10 @@ pub(super) fn verdicts(
     refused: Option<&Finding>,
     serving: &Serving,
 ) -> Vec<Verdict> {
-    vec![
-        ready(target, world, steps, refused, serving),
+    let mut verdicts = vec![
+        ready(target, world, stages, steps, refused, serving),
         available(world, serving),
-        progressing(target, world, steps, refused, serving),
+        progressing(target, world, stages, steps, refused, serving),
         degraded(world, refused, serving),
         of_stage(
             condition::KAFKA_READY,
@@ -88,7 +88,53 @@ pub(super) fn verdicts(
             "SchemasAsSpecified",
         ),
         balanced(world, stages),
-    ]
+        sharing(target, stages),
+    ];
+    verdicts.extend(replacement(target, stages));
+    verdicts
+}
+
+/// Replicas on the way to their places, if that is all that is left.
+fn moving(stages: &Stages) -> Option<Finding> {
+    let outlook = &stages.outlook;
+    if outlook.is_reached() {
+        return None;
+    }
+    let message = match (outlook.moves.len(), outlook.leaderships.len()) {
+        (0, slots) => format!("the leadership of {slots} slots is handed over"),
+        (moves, _) => format!("{moves} replicas are on their way to other nodes"),
+    };
+    Some(Finding::new("Moving", message))
+}
+
+fn sharing(target: &Target, stages: &Stages) -> Verdict {
+    let kind = condition::REPLICAS_SHARE_INSTANCE;
+    let slots = &stages.outlook.sharing;
+    if slots.is_empty() {
+        let message = "every slot's replicas stand on different PostgreSQL instances";
+        return Verdict::new(kind, Truth::False, "DistinctInstances", message);
+    }
+    let message = format!(
+        "{} slots have replicas that share a PostgreSQL instance; spec.postgres.instances names {} for {} replicas of each slot",
+        slots.len(),
+        target.spec.postgres.instances.len(),
+        target.shape.replication
+    );
+    Verdict::new(kind, Truth::True, "TooFewInstances", message)
+}
+
+fn replacement(target: &Target, stages: &Stages) -> Option<Verdict> {
+    let kind = condition::REPLACEMENT_ACCEPTED;
+    let name = target.replace.as_ref()?;
+    Some(match &stages.members.refused {
+        Some(finding) => Verdict::found(kind, Truth::False, finding.clone()),
+        None => Verdict::new(
+            kind,
+            Truth::True,
+            "Replaced",
+            format!("node {name} is replaced, or gone already"),
+        ),
+    })
 }
 
 fn of_stage(
@@ -115,7 +161,7 @@ fn balanced(world: &World, stages: &Stages) -> Verdict {
             "the published assignment cannot be read",
         );
     }
-    if let Some(finding) = &stages.assignment.refused {
+    if let Some(finding) = &stages.outlook.membership.refused {
         return Verdict::found(kind, Truth::False, finding.clone());
     }
     match assignment::version(world) {
@@ -125,12 +171,18 @@ fn balanced(world: &World, stages: &Stages) -> Verdict {
             "NotPublished",
             "no assignment is published yet",
         ),
-        Some(_) => Verdict::new(
-            kind,
-            Truth::True,
-            "AsProposed",
-            "the published assignment is the one that the ring proposes",
-        ),
+        Some(_) if !stages.outlook.membership.steps.is_empty() => {
+            Verdict::new(kind, Truth::False, "MembersChange", "nodes join or leave")
+        }
+        Some(_) => match moving(stages) {
+            Some(finding) => Verdict::found(kind, Truth::False, finding),
+            None => Verdict::new(
+                kind,
+                Truth::True,
+                "AsProposed",
+                "the published assignment is the one that the ring proposes",
+            ),
+        },
     }
 }
 
@@ -153,6 +205,7 @@ fn available(world: &World, serving: &Serving) -> Verdict {
 fn progressing(
     target: &Target,
     world: &World,
+    stages: &Stages,
     steps: &[Step],
     refused: Option<&Finding>,
     serving: &Serving,
@@ -175,7 +228,7 @@ fn progressing(
     if let Some(finding) = refused {
         return Verdict::found(kind, Truth::False, finding.clone());
     }
-    match unserved(serving) {
+    match unserved(serving).or_else(|| moving(stages)) {
         Some(finding) => Verdict::found(kind, Truth::True, finding),
         None => Verdict::new(kind, Truth::False, "Converged", "nothing is left to do"),
     }
@@ -195,7 +248,7 @@ fn degraded(world: &World, refused: Option<&Finding>, serving: &Serving) -> Verd
         let message = format!("{} nodes are down; node {node}: {why}", serving.down.len());
         return Verdict::new(kind, Truth::True, "NodesDown", message);
     }
-    match refused.filter(|finding| serving.existing > 0 && finding.reason != "RestartWaits") {
+    match refused.filter(|finding| serving.existing > 0 && !finding.is_waiting()) {
         Some(finding) => Verdict::found(kind, Truth::True, finding.clone()),
         None => match &world.failure {
             Some(failure) => {
@@ -209,6 +262,7 @@ fn degraded(world: &World, refused: Option<&Finding>, serving: &Serving) -> Verd
 fn ready(
     target: &Target,
     world: &World,
+    stages: &Stages,
     steps: &[Step],
     refused: Option<&Finding>,
     serving: &Serving,
@@ -230,7 +284,7 @@ fn ready(
             None => Verdict::new(kind, Truth::False, "Progressing", format!("next: {step}")),
         };
     }
-    match unserved(serving) {
+    match unserved(serving).or_else(|| moving(stages)) {
         Some(finding) => Verdict::found(kind, Truth::False, finding),
         None => Verdict::new(
             kind,

@@ -40,6 +40,8 @@ pub(super) fn plan(target: &Target, world: &World) -> Plan {
         ],
         steps: stage.steps,
         withheld: Vec::new(),
+        later: Vec::new(),
+        moves: Vec::new(),
         nodes: objects_left(world).len(),
         ready_nodes: 0,
         assignment_version: super::assignment::version(world),
@@ -203,7 +205,7 @@ fn schemas(target: &Target, world: &World) -> (Stage, Vec<String>) {
 }
 
 /// All that is marked as this cluster's, whatever the spec says now.
-fn drops(target: &Target, instance: &str, view: &PostgresView) -> Vec<RoleStep> {
+pub(super) fn drops(target: &Target, instance: &str, view: &PostgresView) -> Vec<RoleStep> {
     let prefix = target.owner_comment_prefix();
     let schemas = view
         .schemas

@@ -36,8 +36,6 @@ pub(super) struct Serving {
     pub(super) settling: Vec<NodeId>,
     /// Nodes that do not serve anything and that a restart can only help.
     pub(super) broken: Vec<NodeId>,
-    /// Whether every replica has read its log to the end.
-    pub(super) caught_up: bool,
 }
 
 impl Serving {
@@ -49,6 +47,11 @@ impl Serving {
             && self.contested.is_empty()
             && self.settling.is_empty()
     }
+
+    /// What is wrong with a node.
+    pub(super) fn why(&self, node: NodeId) -> &str {
+        self.unready.get(&node).map_or("", String::as_str)
+    }
 }
 
 pub(super) fn look(target: &Target, world: &World, nodes: &[NodeId]) -> Serving {
@@ -58,7 +61,6 @@ pub(super) fn look(target: &Target, world: &World, nodes: &[NodeId]) -> Serving 
     let newest = super::assignment::version(world);
     let mut serving = Serving {
         existing: objects.stateful_sets.len(),
-        caught_up: true,
         ..Serving::default()
     };
     let mut leaders = vec![0_usize; target.slots as usize];
@@ -74,7 +76,6 @@ pub(super) fn look(target: &Target, world: &World, nodes: &[NodeId]) -> Serving 
         match world.nodes.get(&node) {
             Some(Ok(status)) => {
                 count_leaders(status, &mut leaders);
-                serving.caught_up &= status.slots.iter().all(|slot| slot.caught_up);
                 let frozen = status.slots.iter().filter_map(|slot| {
                     let reason = slot.frozen.as_ref()?;
                     Some(format!("node {node} slot {}: {reason}", slot.slot))

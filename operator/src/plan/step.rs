@@ -7,6 +7,7 @@ use kvcluster_crds::{Assignment, LogId, NodeId};
 
 use super::Object;
 use crate::build::topics::TopicSpec;
+use crate::gate::Gate;
 use crate::secret_text::SecretText;
 
 /// A step. Executing it twice does no harm.
@@ -50,8 +51,8 @@ pub enum Step {
     },
     /// Make a node's role and schema, or put them right.
     EnsureRole(RoleStep),
-    /// Publish an assignment.
-    Publish(Box<Assignment>),
+    /// Publish an assignment, with the proofs of what it takes away.
+    Publish(Box<Assignment>, Vec<Gate>),
     /// Apply a Kubernetes object.
     Apply(Object),
     /// Delete a node's pod, so that it starts anew from the current template.
@@ -62,10 +63,21 @@ pub enum Step {
         name: String,
         /// Its UID: no other pod of that name is deleted.
         uid: String,
+        /// That the others do without it, or that it serves nothing.
+        gate: Gate,
     },
     /// Delete a StatefulSet.
     DeleteStatefulSet {
         /// Its name.
+        name: String,
+        /// Its UID.
+        uid: String,
+    },
+    /// Delete the Secret of a node that is no member any more.
+    DeleteSecret {
+        /// The node.
+        node: NodeId,
+        /// Name of the Secret.
         name: String,
         /// Its UID.
         uid: String,
@@ -104,10 +116,11 @@ impl Step {
             Self::RepairTopic { .. } => "RepairTopic",
             Self::WriteSecret { .. } => "WriteSecret",
             Self::EnsureRole(_) => "EnsureRole",
-            Self::Publish(_) => "PublishAssignment",
+            Self::Publish(..) => "PublishAssignment",
             Self::Apply(_) => "Apply",
             Self::RestartPod { .. } => "RestartPod",
             Self::DeleteStatefulSet { .. } => "DeleteStatefulSet",
+            Self::DeleteSecret { .. } => "DeleteSecret",
             Self::DeleteTopics(_) => "DeleteTopics",
             Self::NoteTopicsAbsent => "NoteTopicsAbsent",
             Self::DropRole(_) => "DropRole",
@@ -140,10 +153,11 @@ impl fmt::Display for Step {
             Self::EnsureRole(role) => {
                 write!(f, "make role and schema {} on {}", role.role, role.instance)
             }
-            Self::Publish(assignment) => write!(f, "publish assignment {}", assignment.version),
+            Self::Publish(assignment, _) => write!(f, "publish assignment {}", assignment.version),
             Self::Apply(object) => write!(f, "apply {object}"),
             Self::RestartPod { node, .. } => write!(f, "restart node {node}"),
             Self::DeleteStatefulSet { name, .. } => write!(f, "delete StatefulSet {name}"),
+            Self::DeleteSecret { name, .. } => write!(f, "delete Secret {name}"),
             Self::DeleteTopics(topics) => write!(f, "delete topics {}", topics.join(", ")),
             Self::NoteTopicsAbsent => f.write_str("verify that the topics are gone"),
             Self::DropRole(role) => {

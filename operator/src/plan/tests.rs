@@ -5,4 +5,5 @@ mod delete;
 mod model;
 mod refuse;
 mod restart;
+mod scale;
 mod serving;

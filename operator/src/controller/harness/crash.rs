@@ -7,6 +7,7 @@ use kvcluster_crds::v1alpha1::KvCluster;
 use super::faults::{ALL, Fault};
 use super::kubelet::BAD_IMAGE;
 use super::world::{End, World};
+use crate::cluster::ANNOTATION_REPLACE;
 use crate::controller::pass::Outcome;
 use crate::fixtures::{ClusterBuilder, cluster};
 
@@ -36,6 +37,18 @@ fn with_policy() -> ClusterBuilder {
     cluster().delete_policy()
 }
 
+fn five() -> ClusterBuilder {
+    cluster().nodes(5)
+}
+
+fn with_policy_and_five() -> ClusterBuilder {
+    with_policy().nodes(5)
+}
+
+fn nodes(count: i32) -> impl FnOnce(&mut KvCluster) {
+    move |cluster| cluster.spec.nodes = count
+}
+
 fn broken() -> ClusterBuilder {
     cluster().with(|cluster| cluster.spec.image = Some(BAD_IMAGE.to_owned()))
 }
@@ -45,7 +58,7 @@ fn image(name: &str) -> impl FnOnce(&mut KvCluster) {
     move |cluster| cluster.spec.image = Some(name)
 }
 
-const SCENARIOS: [Scenario; 7] = [
+const SCENARIOS: [Scenario; 11] = [
     Scenario {
         name: "create",
         before: None,
@@ -86,6 +99,38 @@ const SCENARIOS: [Scenario; 7] = [
         before: Some(small),
         change: |world| world.outside.drop_schema(kvcluster_crds::NodeId(1)),
         outcome: Outcome::Ready,
+    },
+    Scenario {
+        name: "scale out",
+        before: Some(small),
+        change: |world| world.edit(nodes(5)),
+        outcome: Outcome::Ready,
+    },
+    Scenario {
+        name: "scale in",
+        before: Some(five),
+        change: |world| world.edit(nodes(3)),
+        outcome: Outcome::Ready,
+    },
+    Scenario {
+        name: "replace a node",
+        before: Some(small),
+        change: |world| {
+            world.edit(|cluster| {
+                let marks = cluster.metadata.annotations.get_or_insert_default();
+                marks.insert(ANNOTATION_REPLACE.to_owned(), "1".to_owned());
+            });
+        },
+        outcome: Outcome::Ready,
+    },
+    Scenario {
+        name: "delete in the middle of a change",
+        before: Some(with_policy_and_five),
+        change: |world| {
+            world.edit(nodes(3));
+            world.delete();
+        },
+        outcome: Outcome::Gone,
     },
     Scenario {
         name: "delete",
@@ -312,4 +357,8 @@ scenarios! {
     a_disturbed_repair_of_a_bad_image_ends_the_same: "bad image put right",
     a_disturbed_rebuild_ends_the_same: "schema dropped",
     a_disturbed_deletion_ends_the_same: "delete",
+    a_disturbed_scale_out_ends_the_same: "scale out",
+    a_disturbed_scale_in_ends_the_same: "scale in",
+    a_disturbed_replacement_ends_the_same: "replace a node",
+    a_disturbed_deletion_during_a_change_ends_the_same: "delete in the middle of a change",
 }

@@ -22,9 +22,9 @@ use crate::cluster::Target;
 use crate::execute::ExecuteError;
 use crate::observe::{
     AdminUrls, AssignmentView, KafkaView, Login, NodeSecret, NodeTrouble, PodView, PostgresView,
-    RoleView, SchemaView, TopicView,
+    PostgresViews, RoleView, SchemaView, TopicView,
 };
-use crate::outside::{Outside, Seen, Statuses};
+use crate::outside::{Outside, Statuses};
 use crate::plan::{RoleStep, Step};
 use crate::secret_text::{SecretText, password_of};
 
@@ -168,26 +168,30 @@ impl World {
         running.filter_map(of).collect()
     }
 
-    fn see(
-        &self,
-        target: &Target,
-        urls: AdminUrls,
-        secrets: &BTreeMap<NodeId, NodeSecret>,
-    ) -> Seen {
+    fn see_kafka(&self) -> KafkaView {
         let state = self.lock();
-        let kafka = KafkaView {
+        KafkaView {
             brokers: 3,
             topics: state.topics.clone(),
             assignment: AssignmentView {
                 newest: state.published.clone(),
                 ..AssignmentView::default()
             },
-        };
-        let postgres = urls.into_iter().map(|(instance, url)| {
+        }
+    }
+
+    fn see_postgres(
+        &self,
+        target: &Target,
+        urls: AdminUrls,
+        secrets: &BTreeMap<NodeId, NodeSecret>,
+    ) -> PostgresViews {
+        let state = self.lock();
+        let views = urls.into_iter().map(|(instance, url)| {
             let view = url.map(|admin| state.postgres(target, &instance, admin, secrets));
             (instance, view)
         });
-        (Ok(kafka), postgres.collect())
+        views.collect()
     }
 
     fn status(&self, target: &Target, node: NodeId) -> Result<NodeStatus, NodeTrouble> {
@@ -243,7 +247,7 @@ impl World {
                 | Step::DeleteTopics(_)
                 | Step::EnsureRole(_)
                 | Step::DropRole(_)
-                | Step::Publish(_)
+                | Step::Publish(..)
         );
         if !is_ours {
             return None;
@@ -321,7 +325,7 @@ impl State {
                     self.nodes.remove(&node);
                 }
             }
-            Step::Publish(assignment) => return self.publish(assignment),
+            Step::Publish(assignment, _) => return self.publish(assignment),
             other => unreachable!("{other} is executed elsewhere"),
         }
         Ok(())
@@ -493,19 +497,24 @@ fn node_of(comment: &str) -> Option<NodeId> {
 }
 
 impl Outside for World {
-    fn look<'a>(
+    fn kafka<'a>(&'a self, _target: &'a Target) -> BoxFuture<'a, Result<KafkaView, KafkaTrouble>> {
+        async { Ok(self.see_kafka()) }.boxed()
+    }
+
+    fn postgres<'a>(
         &'a self,
         target: &'a Target,
         admin_urls: AdminUrls,
+        _nodes: &'a BTreeSet<NodeId>,
         secrets: &'a BTreeMap<NodeId, NodeSecret>,
-    ) -> BoxFuture<'a, Seen> {
-        async move { self.see(target, admin_urls, secrets) }.boxed()
+    ) -> BoxFuture<'a, PostgresViews> {
+        async move { self.see_postgres(target, admin_urls, secrets) }.boxed()
     }
 
     fn ask<'a>(
         &'a self,
         target: &'a Target,
-        nodes: &'a [NodeId],
+        nodes: &'a BTreeSet<NodeId>,
         _pods: &'a BTreeMap<NodeId, PodView>,
     ) -> BoxFuture<'a, Statuses> {
         async move {

@@ -1,6 +1,6 @@
 //! The world in memory: Kafka, PostgreSQL, Kubernetes and nodes, as far as plans see them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::SignedDuration;
 use k8s_openapi::api::apps::v1::{StatefulSet, StatefulSetStatus};
@@ -14,6 +14,7 @@ use kvcluster_crds::{
 
 use crate::cluster::Target;
 use crate::fixtures::{ClusterBuilder, now};
+use crate::observe::kubernetes::node_of_set;
 use crate::observe::{
     AssignmentView, KafkaView, Login, NodeSecret, NodeTrouble, ObjectsView, PodView, PostgresView,
     RoleView, SchemaView, TopicView, World,
@@ -26,6 +27,12 @@ pub(super) const LOG_ID: LogId = LogId(7);
 const ADMIN: &str = "postgres://boss:secret@db:5432/app";
 /// No plan here needs more.
 const PASSES_MAX: usize = 100;
+/// No life here takes more steps and moments.
+const LIFE_MAX: usize = 2_000;
+/// Records of each slot; a new replica takes one in each moment.
+const RECORDS: i64 = 2;
+/// Ids whose Secrets are looked for.
+const ASKED: u32 = 40;
 
 /// Everything that steps change.
 #[derive(Clone)]
@@ -38,6 +45,11 @@ pub(super) struct Model {
     pub(super) world: World,
     /// Steps that were executed.
     pub(super) done: Vec<Step>,
+    /// What each replica has applied.
+    applied: BTreeMap<(NodeId, usize), i64>,
+    leaders: Vec<Option<NodeId>>,
+    /// Nodes whose process does not run.
+    failed: BTreeSet<NodeId>,
 }
 
 impl Model {
@@ -56,6 +68,7 @@ impl Model {
             }),
             postgres: BTreeMap::from([("main".to_owned(), Ok(postgres))]),
             secrets: Ok(BTreeMap::new()),
+            asked: (0..ASKED).map(NodeId).collect(),
             objects: Some(Ok(ObjectsView::default())),
             nodes: BTreeMap::new(),
             topics_absent_passes: 0,
@@ -68,6 +81,9 @@ impl Model {
             gone: false,
             world,
             done: Vec::new(),
+            applied: BTreeMap::new(),
+            leaders: Vec::new(),
+            failed: BTreeSet::new(),
         }
     }
 
@@ -99,6 +115,22 @@ impl Model {
             }
         }
         panic!("the plan does not become empty: {:?}", self.kinds());
+    }
+
+    /// Executes steps and lets nodes do their work until there is nothing of either; says whether there was a step.
+    pub(super) fn live(&mut self) -> bool {
+        let before = self.done.len();
+        for _ in 0..LIFE_MAX {
+            if !self.pass() && !self.tick() {
+                return self.done.len() > before;
+            }
+        }
+        panic!("it does not come to rest: {:?}", self.kinds());
+    }
+
+    /// The answer to a step was lost: it is taken again.
+    pub(super) fn repeat(&mut self, step: &Step) {
+        self.execute(step);
     }
 
     /// One pass; says whether there was a step.
@@ -207,12 +239,13 @@ impl Model {
                 let secret = NodeSecret {
                     instance: instance.clone(),
                     url,
+                    uid: format!("secret of {node}"),
                 };
                 self.secrets().insert(*node, secret);
                 self.postgres().logins.insert(*node, Login::Refused);
             }
             Step::EnsureRole(step) => self.ensure_role(step),
-            Step::Publish(assignment) => self.publish(assignment),
+            Step::Publish(assignment, _) => self.publish(assignment),
             Step::Apply(object) => self.apply(object),
             Step::RestartPod { node, uid, .. } => {
                 let pod = self.objects().pods.get_mut(node).expect("a pod");
@@ -222,12 +255,19 @@ impl Model {
                 self.world.nodes.insert(*node, Err(NodeTrouble::NoAnswer));
             }
             Step::DeleteStatefulSet { name, uid } => {
-                let set = self
-                    .objects()
-                    .stateful_sets
-                    .remove(name)
-                    .expect("a StatefulSet");
+                let Some(set) = self.objects().stateful_sets.remove(name) else {
+                    return;
+                };
                 assert_eq!(set.metadata.uid.as_ref(), Some(uid));
+                let node = node_of_set(&set).expect("a node's label");
+                self.objects().pods.remove(&node);
+                self.objects().housed.remove(&node);
+                self.world.nodes.insert(node, Err(NodeTrouble::NoPod));
+            }
+            Step::DeleteSecret { node, uid, .. } => {
+                if let Some(secret) = self.secrets().remove(node) {
+                    assert_eq!(secret.uid, *uid);
+                }
             }
             Step::DeleteTopics(topics) => {
                 let proof = self.target().names.assignment_topic();
@@ -279,6 +319,9 @@ impl Model {
                 .as_ref()
                 .map_or(Offset(0), |(offset, _)| offset.next());
             view.newest = Some((offset, assignment.clone()));
+        }
+        if assignment.version == 1 {
+            self.populate(assignment);
         }
         for topic in self.kafka().topics.values_mut() {
             topic.never_used = false;
@@ -345,40 +388,121 @@ impl Model {
             ..PodView::default()
         };
         self.objects().pods.insert(node, pod);
+        self.objects().housed.insert(node);
         let status = self.fresh_status(&target, node);
         self.world.nodes.insert(node, Ok(status));
     }
 
-    fn fresh_status(&mut self, target: &Target, node: NodeId) -> NodeStatus {
-        let newest = self
-            .kafka()
-            .assignment
-            .newest
-            .clone()
-            .map(|(_, newest)| newest);
-        let newest = newest.expect("nodes are started after the assignment");
-        let slots = newest
-            .slots
+    /// The newest assignment.
+    pub(super) fn newest(&self) -> &Assignment {
+        let view = self.world.kafka.as_ref().expect("the model's Kafka is up");
+        let newest = view.assignment.newest.as_ref();
+        &newest.expect("one is published").1
+    }
+
+    /// The replicas of the first assignment have everything.
+    fn populate(&mut self, assignment: &Assignment) {
+        self.leaders.clear();
+        for (slot, entry) in assignment.slots.iter().enumerate() {
+            self.leaders.push(Some(entry.preferred_leader));
+            for &voter in &entry.voters {
+                self.applied.insert((voter, slot), RECORDS);
+            }
+        }
+    }
+
+    /// The node's process dies and is not started again.
+    pub(super) fn fail(&mut self, node: u32) {
+        self.failed.insert(NodeId(node));
+        if let Some(pod) = self.objects().pods.get_mut(&NodeId(node)) {
+            pod.ready = false;
+        }
+    }
+
+    /// It is started again.
+    pub(super) fn recover(&mut self, node: u32) {
+        self.failed.remove(&NodeId(node));
+        if let Some(pod) = self.objects().pods.get_mut(&NodeId(node)) {
+            pod.ready = true;
+        }
+    }
+
+    /// A moment passes: nodes start, read the newest assignment, take a record of each slot, hand over and report. Says whether
+    /// anything changed.
+    pub(super) fn tick(&mut self) -> bool {
+        let before = self.world.nodes.clone();
+        let stopped: Vec<NodeId> = self
+            .objects()
+            .pods
             .iter()
-            .enumerate()
-            .map(|(slot, entry)| SlotStatus {
+            .filter(|(_, pod)| pod.terminating)
+            .map(|(&node, _)| node)
+            .collect();
+        for &node in &stopped {
+            self.start_pod(node);
+        }
+        let table = self.newest().clone();
+        let pods: Vec<NodeId> = self.objects().pods.keys().copied().collect();
+        for (slot, entry) in table.slots.iter().enumerate() {
+            let here = |node: &NodeId| pods.contains(node) && !self.failed.contains(node);
+            for &node in entry
+                .voters
+                .iter()
+                .chain(&entry.learners)
+                .filter(|n| here(n))
+            {
+                let applied = self.applied.entry((node, slot)).or_insert(0);
+                *applied = (*applied + 1).min(RECORDS);
+            }
+            let able = |node: &NodeId| {
+                here(node)
+                    && entry.voters.contains(node)
+                    && self.applied.get(&(*node, slot)) == Some(&RECORDS)
+            };
+            self.leaders[slot] = Some(entry.preferred_leader)
+                .filter(able)
+                .or_else(|| self.leaders[slot].filter(able))
+                .or_else(|| entry.voters.iter().copied().find(able));
+        }
+        self.applied
+            .retain(|&(node, slot), _| table.slots[slot].has_replica(node));
+        let target = self.target();
+        for node in pods {
+            let status = if self.failed.contains(&node) {
+                Err(NodeTrouble::NoAnswer)
+            } else {
+                Ok(self.fresh_status(&target, node))
+            };
+            self.world.nodes.insert(node, status);
+        }
+        before != self.world.nodes || !stopped.is_empty()
+    }
+
+    fn fresh_status(&mut self, target: &Target, node: NodeId) -> NodeStatus {
+        let newest = self.newest();
+        let hosted = newest.slots.iter().enumerate();
+        let hosted = hosted.filter(|(_, entry)| entry.has_replica(node));
+        let slots = hosted.map(|(slot, _)| {
+            let applied = self.applied.get(&(node, slot)).copied().unwrap_or(0);
+            SlotStatus {
                 slot: SlotId(u32::try_from(slot).expect("a slot")),
-                role: if entry.preferred_leader == node {
+                role: if self.leaders[slot] == Some(node) {
                     SlotRole::Leader
                 } else {
                     SlotRole::Follower
                 },
-                leader: Some(entry.preferred_leader),
+                leader: self.leaders[slot],
                 epoch: Epoch(1),
-                applied: 1,
-                flushed: 1,
-                durable: 1,
-                caught_up: true,
+                applied,
+                flushed: applied,
+                durable: applied,
+                caught_up: applied == RECORDS,
                 bytes: 0,
                 records_valid: 1,
                 records_ignored: 0,
                 frozen: None,
-            });
+            }
+        });
         NodeStatus {
             node,
             incarnation: Incarnation(1),

@@ -318,28 +318,6 @@ fn objects_that_cannot_be_read_are_not_applied() {
 }
 
 #[test]
-fn scaling_is_refused_and_nothing_is_touched() {
-    for nodes in [2, 4] {
-        let mut model = Model::converged(cluster());
-        model.cluster = model
-            .cluster
-            .clone()
-            .nodes(nodes)
-            .with(|c| c.spec.replication = 2);
-        assert!(model.plan().steps.is_empty(), "{:?}", model.plan().steps);
-        assert_eq!(
-            model.verdict(condition::READY),
-            (Truth::False, "ScalingNotSupported")
-        );
-        assert_eq!(
-            model.verdict(condition::RING_BALANCED),
-            (Truth::False, "ScalingNotSupported")
-        );
-        assert_eq!(model.verdict(condition::AVAILABLE).0, Truth::True);
-    }
-}
-
-#[test]
 fn a_step_that_failed_is_told() {
     let mut model = Model::new(cluster());
     model.world.failure = Some(Failure {
