@@ -1,6 +1,7 @@
 //! Slots that move from schema to schema as snapshots.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::stream::BoxStream;
@@ -10,9 +11,11 @@ use kvcluster_node::effect::SlotPosition;
 use kvcluster_node::store::postgres::PostgresStore;
 use kvcluster_node::store::{ExportError, Missing, RestoreError, Snapshots, Store, StoreError};
 
-use crate::fixture::{Fixture, Model, get, position, scan};
+use crate::fixture::{Fixture, Model, eventually, get, position, scan};
 
 const SLOT: SlotId = SlotId(3);
+/// Longest time in which thirty megabytes are restored, where nothing holds that back; below PostgreSQL's limit for locks.
+const RESTORE_LIMIT: Duration = Duration::from_secs(2);
 
 type Pieces = BoxStream<'static, Result<Bytes, StoreError>>;
 
@@ -287,6 +290,64 @@ async fn only_what_helps_is_given() {
     assert!(broken.is_err());
     let half = export(&target, Bytes::new(), 0).await.err();
     assert_eq!(half, Some(ExportError::NotWhole { slot: SLOT }));
+    from.drop_schema().await;
+    to.drop_schema().await;
+}
+
+/// Flushes, and they alone, wait for a lock before they look at the slots.
+const SLOW_FLUSHES: &str = "CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+         IF current_query() LIKE 'UPDATE slot_state AS state%' THEN
+             PERFORM pg_advisory_xact_lock_shared(hashtext(current_schema()));
+         END IF;
+         RETURN NULL;
+     END $$;
+     CREATE TRIGGER wait BEFORE UPDATE ON slot_state FOR EACH STATEMENT EXECUTE FUNCTION wait()";
+
+/// A replica that has stored nothing expects offset 0, and a slot that is partly restored stands there too.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flush_that_is_under_way_does_not_take_the_mark_of_a_restore_away() {
+    let (from, to) = (Fixture::new().await, Fixture::new().await);
+    let (source, _) = filled(&from, 60, 500_000).await;
+    let target = to.store(2, &[3]).await;
+    to.execute(SLOW_FLUSHES).await;
+    let mut lock = to.connect().await;
+    let mut run = async |statement| {
+        let done = sqlx::query(statement).execute(&mut lock).await;
+        done.expect("takes or gives the lock");
+    };
+    run("SELECT pg_advisory_lock(hashtext(current_schema()))").await;
+    let mut old = Model::new();
+    old.apply(target.as_ref(), 3, &[("old", Some("of the old state"))]);
+    eventually("a flush that waits", async || {
+        let waiting: i64 = sqlx::query_scalar(
+            "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted
+             AND objid = (hashtext(current_schema())::bigint & 4294967295)::oid",
+        )
+        .fetch_one(&mut to.connect().await)
+        .await
+        .expect("looks at locks");
+        waiting > 0
+    })
+    .await;
+    let pieces = export(&source, Bytes::new(), 0).await.expect("exports");
+    let restore = target.restore(SLOT, Offset(0), broken_after(50, pieces));
+    tokio::pin!(restore);
+    // It may not come to its end before the flush does.
+    let early = tokio::time::timeout(RESTORE_LIMIT, &mut restore).await;
+    run("SELECT pg_advisory_unlock_all()").await;
+    let broken = match early {
+        Ok(broken) => broken,
+        Err(_) => restore.await,
+    };
+    assert!(matches!(broken, Err(RestoreError::Broken(_))), "{broken:?}");
+    target.flush_all().await.expect("flushes nothing more");
+    let next = to.closed_store(3);
+    next.open().await.expect("opens");
+    assert!(
+        loaded(&next).await.needs_snapshot(),
+        "rows of a part of a snapshot are the state of no offset"
+    );
+    assert!(!to.rows(3).await.contains_key(&b"old"[..]));
     from.drop_schema().await;
     to.drop_schema().await;
 }

@@ -25,7 +25,8 @@ use kvcluster_node::store::{Progress, Row, Store, StoreError};
 use tokio::sync::{Notify, oneshot};
 use tokio::task::AbortHandle;
 
-pub use server::{Begun, How, Restores, SimSchema, Step, Tables};
+pub use server::{How, SimSchema, Step, Tables};
+pub use snapshots::{Begun, Restores};
 
 use server::{Connection, unavailable};
 

@@ -11,7 +11,7 @@ use kvcluster_node::slot::dedup::is_old;
 use kvcluster_node::store::StoreError;
 use kvcluster_node::store::batch::{Batch, SlotStep};
 
-use super::snapshots::Piece;
+use super::snapshots::{Begun, Restores};
 use crate::log::Range;
 
 /// A step of a flush.
@@ -55,33 +55,6 @@ pub struct Tables {
     pub restore: BTreeMap<SlotId, Begun>,
 }
 
-/// How far a snapshot was taken.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Begun {
-    /// The position that the slot will have.
-    pub position: SlotPosition,
-    /// The last key that is there.
-    pub after: Bytes,
-}
-
-/// What happened to the snapshots that were taken into a schema.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Restores {
-    /// Slots that were restored.
-    pub whole: u64,
-    /// Of these, put together from two cuts.
-    pub joined: u64,
-    /// Streams that ended too early after something of them was taken.
-    pub broken: u64,
-}
-
-/// A slot at one moment.
-pub(super) struct Cut {
-    pub(super) position: SlotPosition,
-    pub(super) rows: BTreeMap<Bytes, Versioned>,
-    pub(super) dedup: Vec<DedupEntry>,
-}
-
 /// One schema on one server; clones are the same one.
 #[derive(Clone)]
 pub struct SimSchema(Arc<Mutex<Server>>);
@@ -104,7 +77,7 @@ pub(super) struct Server {
 
 /// A connection, until it is lost.
 pub(super) struct Connection {
-    schema: SimSchema,
+    pub(super) schema: SimSchema,
     session: u64,
 }
 
@@ -231,7 +204,7 @@ impl SimSchema {
 }
 
 impl Server {
-    fn now(&self) -> &Tables {
+    pub(super) fn now(&self) -> &Tables {
         self.committed.last().expect("never empty")
     }
 
@@ -240,7 +213,7 @@ impl Server {
         std::mem::take(&mut self.connections)
     }
 
-    fn commit(&mut self, tables: Tables, durable: bool) {
+    pub(super) fn commit(&mut self, tables: Tables, durable: bool) {
         if durable {
             self.committed.clear();
         }
@@ -248,7 +221,7 @@ impl Server {
     }
 
     /// The answer to a commit, unless that is to be lost.
-    fn answer_commit(&mut self) -> Result<(), StoreError> {
+    pub(super) fn answer_commit(&mut self) -> Result<(), StoreError> {
         if self.fault == Some((Step::Commit, How::AnswerLost)) {
             self.fault = None;
             self.lose_connections();
@@ -257,7 +230,7 @@ impl Server {
         Ok(())
     }
 
-    fn refuse_writes(&self) -> Result<(), StoreError> {
+    pub(super) fn refuse_writes(&self) -> Result<(), StoreError> {
         if self.full {
             return Err(unavailable(
                 "could not extend file: no space left on device",
@@ -266,7 +239,7 @@ impl Server {
         Ok(())
     }
 
-    fn owned(&self, by: Incarnation) -> Result<(), StoreError> {
+    pub(super) fn owned(&self, by: Incarnation) -> Result<(), StoreError> {
         if self.now().owner == Some(by) {
             return Ok(());
         }
@@ -275,7 +248,7 @@ impl Server {
 }
 
 impl Tables {
-    fn rows_of(&self, slot: SlotId) -> BTreeMap<Bytes, Versioned> {
+    pub(super) fn rows_of(&self, slot: SlotId) -> BTreeMap<Bytes, Versioned> {
         let rows = self.rows.range((slot, Bytes::new())..);
         let rows = rows.take_while(|((at, _), _)| *at == slot);
         let rows = rows.map(|((_, key), value)| (key.clone(), value.clone()));
@@ -283,7 +256,7 @@ impl Tables {
     }
 
     /// What a slot whose time is `time_ms` still knows of requests.
-    fn remembered(&self, slot: SlotId, time_ms: u64) -> Vec<DedupEntry> {
+    pub(super) fn remembered(&self, slot: SlotId, time_ms: u64) -> Vec<DedupEntry> {
         let of_slot = self.dedup.range((slot, 0, 0)..=(slot, u64::MAX, i64::MAX));
         let entries = of_slot.map(|(_, entry)| entry);
         let known = entries.filter(|entry| !is_old(entry.time_ms, time_ms));
@@ -320,7 +293,7 @@ impl Connection {
     }
 
     /// The fault of this step, if it waits for it; an answer that is lost is left to who commits.
-    async fn step(&self, step: Step) -> Result<(), StoreError> {
+    pub(super) async fn step(&self, step: Step) -> Result<(), StoreError> {
         self.statement().await?;
         let mut server = self.schema.lock();
         let Some((_, how)) = server.fault.filter(|(at, _)| *at == step) else {
@@ -508,101 +481,6 @@ impl Connection {
         let stored = tables.slots.get(&slot);
         let stored = stored.ok_or_else(|| unavailable("the slot has no row"))?;
         Ok((stored.next_offset, tables.rows_of(slot)))
-    }
-
-    /// A slot as of one moment, with all that belongs to it; none where it is not stored.
-    pub(super) async fn snapshot(&self, slot: SlotId) -> Result<Option<Cut>, StoreError> {
-        self.statement().await?;
-        let server = self.schema.lock();
-        let tables = server.now();
-        let cut = tables.slots.get(&slot).map(|position| Cut {
-            position: position.clone(),
-            rows: tables.rows_of(slot),
-            dedup: tables.remembered(slot, position.time_ms),
-        });
-        Ok(cut)
-    }
-
-    /// How far the snapshot of a slot was taken.
-    pub(super) async fn begun(&self, slot: SlotId) -> Result<Option<Begun>, StoreError> {
-        self.statement().await?;
-        Ok(self.schema.lock().now().restore.get(&slot).cloned())
-    }
-
-    /// Some rows of a snapshot, and how far it has come, in one transaction. The first one takes away what was there.
-    pub(super) async fn keep(
-        &self,
-        incarnation: Incarnation,
-        slot: SlotId,
-        is_first: bool,
-        piece: Piece,
-        begun: Begun,
-    ) -> Result<(), StoreError> {
-        self.step(Step::Owner).await?;
-        self.step(Step::Rows).await?;
-        self.change(incarnation, false, |tables| {
-            if is_first {
-                tables.rows.retain(|(at, _), _| *at != slot);
-                tables.dedup.retain(|(at, _, _), _| *at != slot);
-                let mark = SlotPosition {
-                    whole_at: Some(SlotPosition::NO_SNAPSHOT_YET),
-                    ..SlotPosition::start()
-                };
-                tables.slots.insert(slot, mark);
-            }
-            let rows = piece.rows.into_iter();
-            tables
-                .rows
-                .extend(rows.map(|(key, value)| ((slot, key), value)));
-            for entry in piece.dedup {
-                let place = (slot, entry.time_ms, entry.version.0);
-                tables.dedup.insert(place, entry);
-            }
-            tables.restore.insert(slot, begun);
-            Ok(())
-        })
-        .await
-    }
-
-    /// The snapshot is whole: the slot stands where it was cut, durably.
-    pub(super) async fn end_restore(
-        &self,
-        incarnation: Incarnation,
-        slot: SlotId,
-    ) -> Result<(), StoreError> {
-        self.step(Step::Owner).await?;
-        self.step(Step::Offsets).await?;
-        self.change(incarnation, true, |tables| {
-            let stored = tables.slots.get_mut(&slot);
-            let stored = stored.filter(|stored| stored.needs_snapshot());
-            match (stored, tables.restore.remove(&slot)) {
-                (Some(stored), Some(begun)) => {
-                    *stored = begun.position;
-                    Ok(())
-                }
-                _ => Err(StoreError::Schema(format!(
-                    "slot {slot} was changed while it was restored"
-                ))),
-            }
-        })
-        .await
-    }
-
-    /// Commits a change, at one moment.
-    async fn change(
-        &self,
-        incarnation: Incarnation,
-        durable: bool,
-        change: impl FnOnce(&mut Tables) -> Result<(), StoreError>,
-    ) -> Result<(), StoreError> {
-        self.step(Step::Commit).await?;
-        let mut server = self.schema.lock();
-        server.owned(incarnation)?;
-        server.refuse_writes()?;
-        let mut tables = server.now().clone();
-        change(&mut tables)?;
-        server.commit(tables, durable);
-        server.answer_commit()
     }
 
     /// Whether it still lives.

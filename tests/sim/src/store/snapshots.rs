@@ -1,17 +1,46 @@
 //! Slots as snapshots: given away as of one moment, in the product's blocks, and taken block by block, each in a transaction of
 //! its own; what a broken stream leaves is gone on from.
 
+use std::collections::BTreeMap;
+
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 use futures::{FutureExt, StreamExt, stream};
-use kvcluster_crds::{Offset, SlotId};
+use kvcluster_crds::{Incarnation, Offset, SlotId};
 use kvcluster_node::effect::{DedupEntry, SlotPosition, Versioned};
 use kvcluster_node::store::snapshot::{Block, Decoder, Head, Rows, SnapshotError};
 use kvcluster_node::store::{ExportError, Missing, RestoreError, Snapshots, StoreError};
 
-use super::server::{Begun, Connection, Cut};
+use super::server::{Connection, Step, Tables};
 use super::{Inner, SimStore, lock};
+
+/// How far a snapshot was taken.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Begun {
+    /// The position that the slot will have.
+    pub position: SlotPosition,
+    /// The last key that is there.
+    pub after: Bytes,
+}
+
+/// What happened to the snapshots that were taken into a schema.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Restores {
+    /// Slots that were restored.
+    pub whole: u64,
+    /// Of these, put together from two cuts.
+    pub joined: u64,
+    /// Streams that ended too early after something of them was taken.
+    pub broken: u64,
+}
+
+/// A slot at one moment.
+pub(super) struct Cut {
+    pub(super) position: SlotPosition,
+    pub(super) rows: BTreeMap<Bytes, Versioned>,
+    pub(super) dedup: Vec<DedupEntry>,
+}
 
 /// Rows and requests of one transaction.
 #[derive(Default)]
@@ -191,6 +220,103 @@ impl Inner {
         kept.await?;
         *begun = Some(next);
         Ok(())
+    }
+}
+
+impl Connection {
+    /// A slot as of one moment, with all that belongs to it; none where it is not stored.
+    pub(super) async fn snapshot(&self, slot: SlotId) -> Result<Option<Cut>, StoreError> {
+        self.statement().await?;
+        let server = self.schema.lock();
+        let tables = server.now();
+        let cut = tables.slots.get(&slot).map(|position| Cut {
+            position: position.clone(),
+            rows: tables.rows_of(slot),
+            dedup: tables.remembered(slot, position.time_ms),
+        });
+        Ok(cut)
+    }
+
+    /// How far the snapshot of a slot was taken.
+    pub(super) async fn begun(&self, slot: SlotId) -> Result<Option<Begun>, StoreError> {
+        self.statement().await?;
+        Ok(self.schema.lock().now().restore.get(&slot).cloned())
+    }
+
+    /// Some rows of a snapshot, and how far it has come, in one transaction. The first one takes away what was there.
+    pub(super) async fn keep(
+        &self,
+        incarnation: Incarnation,
+        slot: SlotId,
+        is_first: bool,
+        piece: Piece,
+        begun: Begun,
+    ) -> Result<(), StoreError> {
+        self.step(Step::Owner).await?;
+        self.step(Step::Rows).await?;
+        self.change(incarnation, false, |tables| {
+            if is_first {
+                tables.rows.retain(|(at, _), _| *at != slot);
+                tables.dedup.retain(|(at, _, _), _| *at != slot);
+                let mark = SlotPosition {
+                    whole_at: Some(SlotPosition::NO_SNAPSHOT_YET),
+                    ..SlotPosition::start()
+                };
+                tables.slots.insert(slot, mark);
+            }
+            let rows = piece.rows.into_iter();
+            tables
+                .rows
+                .extend(rows.map(|(key, value)| ((slot, key), value)));
+            for entry in piece.dedup {
+                let place = (slot, entry.time_ms, entry.version.0);
+                tables.dedup.insert(place, entry);
+            }
+            tables.restore.insert(slot, begun);
+            Ok(())
+        })
+        .await
+    }
+
+    /// The snapshot is whole: the slot stands where it was cut, durably.
+    pub(super) async fn end_restore(
+        &self,
+        incarnation: Incarnation,
+        slot: SlotId,
+    ) -> Result<(), StoreError> {
+        self.step(Step::Owner).await?;
+        self.step(Step::Offsets).await?;
+        self.change(incarnation, true, |tables| {
+            let stored = tables.slots.get_mut(&slot);
+            let stored = stored.filter(|stored| stored.needs_snapshot());
+            match (stored, tables.restore.remove(&slot)) {
+                (Some(stored), Some(begun)) => {
+                    *stored = begun.position;
+                    Ok(())
+                }
+                _ => Err(StoreError::Schema(format!(
+                    "slot {slot} was changed while it was restored"
+                ))),
+            }
+        })
+        .await
+    }
+
+    /// Commits a change, at one moment.
+    async fn change(
+        &self,
+        incarnation: Incarnation,
+        durable: bool,
+        change: impl FnOnce(&mut Tables) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
+        self.step(Step::Commit).await?;
+        let mut server = self.schema.lock();
+        server.owned(incarnation)?;
+        server.refuse_writes()?;
+        let mut tables = server.now().clone();
+        change(&mut tables)?;
+        server.commit(tables, durable);
+        server.answer_commit()
     }
 }
 
