@@ -102,7 +102,7 @@ impl<'a> Evidence<'a> {
     /// A learner becomes a voter when it has everything.
     pub fn may_vote(&self, learner: NodeId, slot: usize) -> Option<Gate> {
         self.in_sync(learner, slot).then(|| {
-            self.gate(format!(
+            self.gate(&format!(
                 "node {learner} has all of slot {slot}{}",
                 self.process(learner)
             ))
@@ -135,7 +135,7 @@ impl<'a> Evidence<'a> {
             .find(|&other| self.leads(other, slot) && self.follows(other))?;
         let enough = after >= before.min(replication);
         (enough && !self.leads(voter, slot)).then(|| {
-            self.gate(format!(
+            self.gate(&format!(
                 "node {leader} leads slot {slot} and {after} voters have all of it{}",
                 self.process(leader)
             ))
@@ -151,7 +151,7 @@ impl<'a> Evidence<'a> {
             .all(|(slot, entry)| entry.voters.iter().all(|&voter| self.in_sync(voter, slot)));
         whole.then(|| {
             let process = self.process(node);
-            self.gate(format!(
+            self.gate(&format!(
                 "every voter of every slot has everything; node {node}{process} is stopped"
             ))
         })
@@ -165,7 +165,7 @@ impl<'a> Evidence<'a> {
                 return Err(slot);
             }
         }
-        Ok(self.gate(format!(
+        Ok(self.gate(&format!(
             "every slot of node {node} has another voter with everything"
         )))
     }
@@ -177,7 +177,7 @@ impl<'a> Evidence<'a> {
         })
     }
 
-    fn gate(&self, evidence: String) -> Gate {
+    fn gate(&self, evidence: &str) -> Gate {
         Gate::new(format!("assignment {}: {evidence}", self.version))
     }
 }

@@ -161,10 +161,7 @@ fn may_be_replaced(
 }
 
 /// Members that stay and are not to be replaced.
-fn settled<'a>(
-    published: &'a Assignment,
-    replaced: Option<NodeId>,
-) -> impl Iterator<Item = &'a NodeEntry> {
+fn settled(published: &Assignment, replaced: Option<NodeId>) -> impl Iterator<Item = &NodeEntry> {
     published
         .nodes
         .iter()

@@ -189,10 +189,10 @@ impl Table {
         let mut changed = false;
         for slot in 0..self.voters.len() {
             while self.diversity(slot) < best {
-                let Some(changes) = self.improvement(slot, &mut hopeless) else {
+                let Some(exchange) = self.improvement(slot, &mut hopeless) else {
                     break;
                 };
-                self.apply(&changes);
+                self.apply(&exchange);
                 hopeless.clear();
                 changed = true;
             }
@@ -308,16 +308,16 @@ impl Table {
     }
 
     fn diversity(&self, slot: usize) -> Diversity {
-        self.count(self.voters[slot].iter().copied())
+        self.count(&self.voters[slot].iter().copied())
     }
 
     /// Diversity of `slot` with `new`, in the place of `old` if there is one.
     fn diversity_with(&self, slot: usize, old: Option<usize>, new: usize) -> Diversity {
         let stay = self.voters[slot].iter().copied();
-        self.count(stay.filter(|&node| Some(node) != old).chain([new]))
+        self.count(&stay.filter(|&node| Some(node) != old).chain([new]))
     }
 
-    fn count(&self, held: impl Iterator<Item = usize> + Clone) -> Diversity {
+    fn count(&self, held: &(impl Iterator<Item = usize> + Clone)) -> Diversity {
         let distinct = |groups: &[usize]| {
             let mut seen: Vec<usize> = Vec::with_capacity(self.replication);
             for group in held.clone().filter_map(|node| groups.get(node).copied()) {

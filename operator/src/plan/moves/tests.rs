@@ -341,7 +341,7 @@ proptest! {
         let slots = 1 + dice.below(4);
         let rules = Rules { learners_max: 1 + dice.below(4), replication };
         let mut cluster = Nodes::new(nodes, any_table(&mut dice, slots, nodes, replication));
-        for _ in 0..1 + dice.below(3) {
+        for _ in 0..=dice.below(3) {
             let target = proposal(any_table(&mut dice, slots, nodes, replication));
             for _ in 0..dice.below(80) {
                 if dice.below(3) == 0 {

@@ -111,9 +111,8 @@ impl World {
             19 => Fault::Marker(slot),
             20 => Fault::LoseHeartbeats(node),
             21 => Fault::TrimPast(slot, node),
-            22 if self.moves => Fault::Move(slot),
+            22 | 23 if self.moves => Fault::Move(slot),
             22 => Fault::LoseSchema(node),
-            23 if self.moves => Fault::Move(slot),
             _ => Fault::Trim(slot),
         }
     }
