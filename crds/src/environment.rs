@@ -40,5 +40,7 @@ pub const READS: &str = "KVCLUSTER_READS";
 pub const LOG_KEEP_RECORDS: &str = "KVCLUSTER_LOG_KEEP_RECORDS";
 /// Seconds after which a replica that is not heard of no longer keeps the log from being trimmed.
 pub const LOST_REPLICA_SECONDS: &str = "KVCLUSTER_LOST_REPLICA_SECONDS";
+/// Seconds for which the rows of a slot stay, at least, that is not assigned to the node any more.
+pub const REMOVE_AFTER_SECONDS: &str = "KVCLUSTER_REMOVE_AFTER_SECONDS";
 /// A replica without state that would have to read more records than this asks others for a snapshot.
 pub const SNAPSHOT_FROM_RECORDS: &str = "KVCLUSTER_SNAPSHOT_FROM_RECORDS";

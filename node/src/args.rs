@@ -104,6 +104,9 @@ pub struct TrimArgs {
     /// Seconds after which a replica that is not heard of no longer keeps the log from being trimmed
     #[arg(long, env = environment::LOST_REPLICA_SECONDS, default_value_t = 3_600, value_parser = clap::value_parser!(u64).range(60..))]
     pub lost_replica_seconds: u64,
+    /// Seconds for which the rows of a slot stay, at least, that is not assigned to this node any more
+    #[arg(long, env = environment::REMOVE_AFTER_SECONDS, default_value_t = 60)]
+    pub remove_after_seconds: u64,
     /// A replica without state that would have to read more records than this asks others for a snapshot
     #[arg(long, env = environment::SNAPSHOT_FROM_RECORDS, default_value_t = 100_000, value_parser = clap::value_parser!(i64).range(0..))]
     pub snapshot_from_records: i64,

@@ -11,6 +11,7 @@ use tracing::{info, warn};
 use crate::log::LogError;
 use crate::log::reader::{self, Seen, StartAt};
 use crate::log::settings;
+use crate::seeded::{self, Bug};
 
 /// What a node must know of itself to follow assignments.
 #[derive(Clone, Debug)]
@@ -45,8 +46,9 @@ pub struct Known {
     pub problem: Option<String>,
 }
 
-/// Folds what a reader sees.
-struct Folding {
+/// Folds what a reader sees. Pure.
+#[derive(Clone, Debug)]
+pub struct Folding {
     cluster: Cluster,
     log: AssignmentLog,
     known: Known,
@@ -65,11 +67,7 @@ pub fn start(
         cluster,
     } = following;
     let settings = settings::consumer(&bootstrap, &client_id);
-    let mut folding = Folding {
-        cluster,
-        log: AssignmentLog::default(),
-        known: Known::default(),
-    };
+    let mut folding = Folding::new(cluster);
     let see = move |seen| {
         folding.see(seen);
         sender.send_if_modified(|known| {
@@ -93,7 +91,22 @@ pub fn start(
 }
 
 impl Folding {
-    fn see(&mut self, seen: Seen) {
+    /// Nothing is known yet.
+    pub fn new(cluster: Cluster) -> Self {
+        Self {
+            cluster,
+            log: AssignmentLog::default(),
+            known: Known::default(),
+        }
+    }
+
+    /// What is known now.
+    pub fn known(&self) -> &Known {
+        &self.known
+    }
+
+    /// Takes what the reader sees next.
+    pub fn see(&mut self, seen: Seen) {
         match seen {
             Seen::Begin => self.log = AssignmentLog::default(),
             Seen::Record(offset, bytes) => self.record(offset, &bytes),
@@ -103,6 +116,10 @@ impl Folding {
     }
 
     fn record(&mut self, offset: Offset, bytes: &[u8]) {
+        if seeded::on(Bug::AssignmentWithoutFence) {
+            // The first record counts whatever it builds on; so each is made one.
+            self.log = AssignmentLog::default();
+        }
         match self.log.observe(&self.cluster.uid, offset, bytes) {
             Ok(true) => {}
             Ok(false) => info!(%offset, "an assignment that does not count was passed over"),
@@ -184,16 +201,11 @@ mod tests {
     }
 
     fn folding() -> Folding {
-        let cluster = Cluster {
+        Folding::new(Cluster {
             uid: "uid".to_owned(),
             log_id: LogId(7),
             slots: 1,
-        };
-        Folding {
-            cluster,
-            log: AssignmentLog::default(),
-            known: Known::default(),
-        }
+        })
     }
 
     fn record(offset: i64, assignment: &Assignment) -> Seen {

@@ -10,7 +10,7 @@ pub mod producer;
 pub mod reader;
 pub mod settings;
 
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -93,34 +93,49 @@ pub trait Log: Send + Sync + 'static {
     /// waits until a broker has answered for these.
     fn follow(&self, slots: Vec<Follow>);
 
+    /// Reads the log of `slot` no more, until it is followed again. Its sink is told nothing more.
+    fn unfollow(&self, slot: SlotId);
+
     /// Appends a record to the log of `slot`. Its fate reaches the sink of the slot, exactly once.
     fn append(&self, slot: SlotId, token: Token, bytes: &Bytes);
 }
 
 /// The sinks of the slots that are followed, by slot.
 #[derive(Debug)]
-pub(crate) struct Sinks(Vec<OnceLock<Sink>>);
+pub(crate) struct Sinks(Vec<RwLock<Option<Sink>>>);
 
 impl Sinks {
     fn new(slots: u32) -> Arc<Self> {
-        Arc::new(Self((0..slots).map(|_| OnceLock::new()).collect()))
+        Arc::new(Self((0..slots).map(|_| RwLock::default()).collect()))
     }
 
     fn set(&self, slot: SlotId, sink: &Sink) {
-        let place = self
+        let mut place = self
             .0
             .get(slot.index())
-            .expect("only slots of the cluster are followed");
-        let known = place.get_or_init(|| sink.clone());
+            .expect("only slots of the cluster are followed")
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        let known = place.get_or_insert_with(|| sink.clone());
         assert!(
             known.fates.same_channel(&sink.fates),
             "slot {slot} is followed twice"
         );
     }
 
+    fn remove(&self, slot: SlotId) {
+        if let Some(place) = self.0.get(slot.index()) {
+            *place.write().unwrap_or_else(PoisonError::into_inner) = None;
+        }
+    }
+
     /// Tells a slot's task the fate of a record. A task that is gone has nobody left to tell.
     fn tell(&self, slot: SlotId, fate: Input) {
-        if let Some(sink) = self.0.get(slot.index()).and_then(OnceLock::get) {
+        let Some(place) = self.0.get(slot.index()) else {
+            return;
+        };
+        let place = place.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(sink) = place.as_ref() {
             let _ = sink.fates.send(fate);
         }
     }
@@ -207,6 +222,11 @@ impl Log for KafkaLog {
             self.sinks.set(follow.slot, &follow.sink);
         }
         self.consumer.follow(slots);
+    }
+
+    fn unfollow(&self, slot: SlotId) {
+        self.sinks.remove(slot);
+        self.consumer.unfollow(slot);
     }
 
     fn append(&self, slot: SlotId, token: Token, bytes: &Bytes) {

@@ -4,6 +4,7 @@
 mod beats;
 pub mod clock;
 pub mod host;
+pub mod hosting;
 pub mod registry;
 mod replica;
 pub mod restore;
@@ -13,7 +14,7 @@ mod watched;
 use std::convert::Infallible;
 use std::io::{BufWriter, Write as _};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, bail};
@@ -36,16 +37,15 @@ use crate::peer::Peers;
 use crate::service::Slots;
 use crate::shutdown;
 use crate::store::postgres::{PostgresConfig, PostgresStore};
-use crate::store::{Snapshots, Store, StoreError};
+use crate::store::{Snapshots, Store};
 use beats::BeatsConfig;
 use clock::Clock;
 use host::Host;
+use hosting::{Hosting, until_available};
 use registry::{Registry, RegistryConfig};
 use restore::Restorer;
 use trim::Trimmer;
 
-/// Pause before PostgreSQL is asked again.
-const STORE_PAUSE: Duration = Duration::from_millis(500);
 /// Time between two looks whether a producer has to be replaced.
 const PRODUCER_CARE: Duration = Duration::from_millis(500);
 /// Time between two looks whether all releases are in the log.
@@ -247,7 +247,7 @@ impl Node {
     /// Everything that a node does beside its servers.
     async fn work(self: Arc<Self>) -> anyhow::Result<Infallible> {
         let names = self.args.names();
-        let mut assignments = assignment::start(
+        let assignments = assignment::start(
             Following {
                 bootstrap: self.args.kafka_bootstrap.clone(),
                 client_id: self.args.client_id(),
@@ -289,6 +289,7 @@ impl Node {
             reads_by_lease: self.args.reads == Reads::Lease,
             dedup_entries_max: (DEDUP_ENTRIES_MAX / self.args.slots) as usize,
             snapshot_from_records: self.args.trim.snapshot_from_records,
+            begun: AtomicU32::new(0),
             restorer: Restorer::new(
                 Arc::clone(&self.registry),
                 Arc::clone(&self.store) as Arc<dyn Store>,
@@ -296,49 +297,25 @@ impl Node {
                 self.peers.clone(),
             ),
         };
-        loop {
-            let hosted = self.host_new(&host).await?;
-            for replica in hosted {
-                tasks.spawn(replica);
-            }
-            tokio::select! {
-                changed = assignments.changed() => changed.context("follow the assignment")?,
-                Some(done) = tasks.join_next() => {
-                    done.context("a task of the node ended")??;
-                    bail!("a task of the node ended");
-                }
+        let hosting = Hosting {
+            host,
+            assignments,
+            peers: self.peers.clone(),
+            remove_after: Duration::from_secs(self.args.trim.remove_after_seconds),
+        };
+        tokio::select! {
+            ended = hosting.run() => Ok(ended.context("host replicas")?),
+            Some(done) = tasks.join_next() => {
+                done.context("a task of the node ended")??;
+                bail!("a task of the node ended");
             }
         }
     }
 
     async fn open_store(&self) -> anyhow::Result<()> {
-        self.until_available(|| self.store.open())
+        until_available(&self.registry, || self.store.open())
             .await
             .context("open the store")
-    }
-
-    /// Asks PostgreSQL until it answers; other errors end the process.
-    async fn until_available<T, F>(&self, mut ask: impl FnMut() -> F) -> anyhow::Result<T>
-    where
-        F: Future<Output = Result<T, StoreError>>,
-    {
-        loop {
-            match ask().await {
-                Ok(answer) => {
-                    self.registry.set_problem("postgres", None);
-                    return Ok(answer);
-                }
-                Err(StoreError::Unavailable(reason)) => {
-                    warn!(reason, "PostgreSQL does not answer yet");
-                    let problem = format!("PostgreSQL does not answer: {reason}");
-                    self.registry.set_problem("postgres", Some(problem));
-                    sleep(STORE_PAUSE).await;
-                }
-                Err(error @ (StoreError::Fenced(_) | StoreError::Schema(_))) => {
-                    return Err(error.into());
-                }
-            }
-        }
     }
 
     fn start_heartbeats(&self, tasks: &mut JoinSet<anyhow::Result<()>>) -> anyhow::Result<()> {
@@ -381,29 +358,6 @@ impl Node {
             alive: self.alive("log-consumer"),
         })?;
         Ok(Arc::new(log))
-    }
-
-    /// Loads the slots that the assignment gives to this node and that it does not have yet.
-    async fn host_new(
-        &self,
-        host: &Host,
-    ) -> anyhow::Result<Vec<impl Future<Output = anyhow::Result<()>> + use<>>> {
-        let new = host.missing();
-        if new.is_empty() {
-            return Ok(Vec::new());
-        }
-        let loaded = self
-            .until_available(|| self.store.load(&new))
-            .await
-            .context("load slots")?;
-        let version = self.registry.assignment().map(|table| table.version);
-        info!(slots = loaded.len(), version, "hosting");
-        let replicas = host.host(loaded).into_iter();
-        let replicas = replicas.map(|(slot, replica)| async move {
-            replica.await;
-            Err(anyhow!("the task of slot {slot} ended"))
-        });
-        Ok(replicas.collect())
     }
 }
 

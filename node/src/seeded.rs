@@ -52,6 +52,8 @@ pub enum Bug {
     TrimsFlushed,
     /// A new leader does not know the idempotency keys of its predecessors.
     DedupForgotten,
+    /// An assignment is followed whatever it builds on.
+    AssignmentWithoutFence,
 }
 
 /// Mistakes in the slot protocol.
@@ -89,6 +91,8 @@ pub const STORAGE: [Bug; 3] = [
 ];
 /// Mistakes in how a retried request is known again.
 pub const RETRIES: [Bug; 1] = [Bug::DedupForgotten];
+/// Mistakes in whose assignment is followed.
+pub const ASSIGNMENTS: [Bug; 1] = [Bug::AssignmentWithoutFence];
 
 /// Names the mistake to the program that is built with them.
 pub const BUG_VARIABLE: &str = "KVCLUSTER_SEEDED_BUG";

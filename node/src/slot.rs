@@ -19,6 +19,7 @@ pub mod leading;
 pub mod lease;
 pub mod protocol;
 mod reading;
+pub mod surplus;
 pub mod trim;
 
 use kvcluster_crds::{NodeId, Offset, SlotRole};
@@ -34,6 +35,9 @@ use leading::{Known, Leading, ReadRequest};
 
 /// A replica that is this many records behind the log's end is not caught up, whatever it was before.
 pub const LAG_RECORDS_MAX: i64 = 1_000;
+/// A replica that is no more than this behind is caught up, although it did not see the end: while a slot is written without
+/// a pause, its reader is never told that it stands there.
+pub const CAUGHT_UP_RECORDS: i64 = LAG_RECORDS_MAX / 2;
 
 /// One replica of one slot.
 #[derive(Clone, Debug)]
@@ -68,6 +72,7 @@ impl SlotMachine {
             position.next_offset.0 += 1;
         }
         Self {
+            tokens: u64::from(settings.life) << 32,
             settings,
             unverified: position.checksum_before,
             position,
@@ -80,7 +85,6 @@ impl SlotMachine {
             leading: None,
             candidate: None,
             vacant_since_ns: None,
-            tokens: 0,
             place: None,
             records_valid: 0,
             records_ignored: 0,
@@ -123,9 +127,7 @@ impl SlotMachine {
         match input {
             Input::Record { offset, bytes } => self.read_record(now_ns, offset, &bytes, &mut out),
             Input::CaughtUp => self.reached_end(&mut out),
-            Input::End(end) => {
-                self.caught_up &= end.0 - self.position.next_offset.0 <= LAG_RECORDS_MAX;
-            }
+            Input::End(end) => self.heard_of_end(end),
             Input::Delivered { token, offset } => self.delivered(token, offset, &mut out),
             Input::DeliveryUnknown { token } => self.delivery_unknown(token, &mut out),
             Input::Write(request) => self.write(now_ns, request, &mut out),
@@ -164,6 +166,15 @@ impl SlotMachine {
         self.leading
             .as_ref()
             .is_some_and(|leading| leading.surely_leads(now_ns))
+    }
+
+    /// Whether nobody waits for anything of it, and no record of its own may still count: it may end.
+    pub fn may_end(&self) -> bool {
+        let claims = |candidate: &Candidate| candidate.in_flight.is_some();
+        self.leading
+            .as_ref()
+            .is_none_or(|leading| !leading.serves() && leading.is_idle())
+            && !self.candidate.as_ref().is_some_and(claims)
     }
 
     /// The machine as others may see it.

@@ -21,6 +21,7 @@ pub(crate) mod memory;
 mod migrate;
 pub mod overlay;
 pub mod postgres;
+mod remove;
 mod restore;
 mod rows;
 mod scan;
@@ -107,6 +108,18 @@ pub trait Store: Send + Sync + 'static {
         &'a self,
         slots: &'a [SlotId],
     ) -> BoxFuture<'a, Result<Vec<(SlotId, Loaded)>, StoreError>>;
+
+    /// What the schema has of slots, loaded or not, and up to which (next) offset; of one that is only partly restored: 0.
+    fn stored(&self) -> BoxFuture<'_, Result<Vec<(SlotId, Offset)>, StoreError>>;
+
+    /// Takes a slot out of memory, once no flush of it is under way; what was not flushed is in the log. It may be loaded again.
+    fn unload(&self, slot: SlotId) -> BoxFuture<'_, ()>;
+
+    /// Removes everything that the schema has of a slot that is not loaded.
+    fn remove(&self, slot: SlotId) -> BoxFuture<'_, Result<(), StoreError>>;
+
+    /// Bytes that the rows of slots take, indexes included.
+    fn sizes(&self) -> BoxFuture<'_, Result<Vec<(SlotId, u64)>, StoreError>>;
 
     /// Takes the effects of one valid or ignored record into memory. Called in order of offsets for each slot, never blocks;
     /// reads see it at once, the next flush writes it.

@@ -25,6 +25,8 @@ use crate::metrics::Metrics;
 use crate::observe::KubernetesTrouble;
 
 mod events;
+#[cfg(test)]
+mod harness;
 mod memory;
 mod pass;
 

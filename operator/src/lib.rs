@@ -21,6 +21,7 @@ pub mod local;
 pub mod metrics;
 pub mod observe;
 pub mod operate;
+pub mod outside;
 pub mod plan;
 pub mod quantity;
 pub mod ring;

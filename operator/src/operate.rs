@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use futures::future::join_all;
+use jiff::Timestamp;
 use k8s_controller::LeaderElection;
 use kube::api::ListParams;
 use kube::runtime::events::{Recorder, Reporter};
@@ -17,11 +18,10 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use crate::clients::kafka::KafkaClients;
 use crate::controller::{self, Context, Memory};
 use crate::metrics::Metrics;
 use crate::observe::kubernetes::call;
-use crate::observe::nodes::StatusClient;
+use crate::outside::Services;
 use crate::server;
 
 /// Name of the lease.
@@ -115,8 +115,8 @@ async fn work(
     };
     let context = Arc::new(Context {
         client: client.clone(),
-        kafka: KafkaClients::default(),
-        nodes: StatusClient::default(),
+        outside: Box::new(Services::default()),
+        now: Timestamp::now,
         recorder: Recorder::new(client.clone(), reporter),
         metrics,
         memory: Memory::default(),

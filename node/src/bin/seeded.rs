@@ -10,7 +10,8 @@ fn main() -> anyhow::Result<()> {
         .into_iter()
         .chain(seeded::EDGES)
         .chain(seeded::STORAGE)
-        .chain(seeded::RETRIES);
+        .chain(seeded::RETRIES)
+        .chain(seeded::ASSIGNMENTS);
     let Some(bug) = known.find(|bug| format!("{bug:?}") == name) else {
         bail!("{BUG_VARIABLE}: there is no mistake {name:?}");
     };

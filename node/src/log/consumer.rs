@@ -44,7 +44,12 @@ const QUIET_LOOK_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// The handle of the thread.
 pub(super) struct Consumer {
-    commands: commands::Sender<Vec<Follow>>,
+    commands: commands::Sender<Command>,
+}
+
+enum Command {
+    Follow(Vec<Follow>),
+    Unfollow(SlotId),
 }
 
 impl Consumer {
@@ -82,7 +87,11 @@ impl Consumer {
 
     /// A thread that is gone ends the process, so nobody is left who could miss this slot.
     pub(super) fn follow(&self, slots: Vec<Follow>) {
-        let _ = self.commands.send(slots);
+        let _ = self.commands.send(Command::Follow(slots));
+    }
+
+    pub(super) fn unfollow(&self, slot: SlotId) {
+        let _ = self.commands.send(Command::Unfollow(slot));
     }
 }
 
@@ -147,7 +156,7 @@ struct Reading {
     ends: Ends,
     memory_is_full: Box<dyn Fn() -> bool + Send>,
     report: Box<dyn Fn(Option<String>) + Send>,
-    commands: commands::Receiver<Vec<Follow>>,
+    commands: commands::Receiver<Command>,
     waiting: Vec<Waiting>,
     followed: BTreeMap<i32, Followed>,
     paused: bool,
@@ -175,7 +184,8 @@ impl Reading {
         loop {
             loop {
                 match self.commands.try_recv() {
-                    Ok(slots) => self.await_look(slots, Instant::now()),
+                    Ok(Command::Follow(slots)) => self.await_look(slots, Instant::now()),
+                    Ok(Command::Unfollow(slot)) => self.end(slot),
                     Err(commands::TryRecvError::Empty) => break,
                     Err(commands::TryRecvError::Disconnected) => return,
                 }
@@ -209,6 +219,19 @@ impl Reading {
                 }
                 Some(Err(error)) => self.failed(&error),
             }
+        }
+    }
+
+    /// Reads a slot no more. What librdkafka has read ahead of it finds nobody who wants it.
+    fn end(&mut self, slot: SlotId) {
+        let partition = slot.partition();
+        self.waiting.retain(|waiting| waiting.follow.slot != slot);
+        let Some(followed) = self.followed.remove(&partition) else {
+            return;
+        };
+        let place = self.places([(partition, followed.place)]);
+        if let Err(error) = place.and_then(|place| self.client.incremental_unassign(&place)) {
+            warn!(partition, %error, "failed to end the reading of a partition");
         }
     }
 

@@ -1,13 +1,14 @@
 //! Hosts replicas: from the positions of slots to running tasks, over whatever log and store.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use kvcluster_crds::{Offset, SlotId};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::registry::Registry;
-use super::replica::{Inputs, Replica};
+use super::replica::{Ended, Inputs, Replica};
 use super::restore::Restorer;
 use crate::effect::Loaded;
 use crate::log::{self, Follow, Log, Sink};
@@ -34,30 +35,27 @@ pub struct Host {
     pub snapshot_from_records: i64,
     /// Where snapshots come from.
     pub restorer: Arc<Restorer>,
+    /// Replicas that were begun so far.
+    pub begun: AtomicU32,
 }
 
 impl Host {
     /// The slots that the assignment gives to this node and that it does not have yet.
     pub fn missing(&self) -> Vec<SlotId> {
         let config = self.registry.config();
-        let Some(assignment) = self.registry.assignment() else {
-            return Vec::new();
-        };
-        let is_ours = |slot: &SlotId| {
-            let replicas = assignment.slot(*slot);
-            replicas.is_some_and(|replicas| replicas.has_replica(config.node))
-        };
         (0..config.slots)
             .map(SlotId)
-            .filter(|slot| !self.registry.hosts(*slot) && is_ours(slot))
+            .filter(|slot| !self.registry.hosts(*slot))
+            .filter(|slot| self.registry.is_assigned(*slot) == Some(true))
             .collect()
     }
 
-    /// The tasks of the replicas of slots that were loaded; each ends only with the process. They are all followed together.
+    /// The tasks of the replicas of slots that were loaded; each ends when the slot is not assigned to this node any more, or
+    /// with the process. They are all followed together.
     pub fn host(
         &self,
         loaded: Vec<(SlotId, Loaded)>,
-    ) -> Vec<(SlotId, impl Future<Output = ()> + Send + use<>)> {
+    ) -> Vec<(SlotId, impl Future<Output = Ended> + Send + use<>)> {
         let mut follows = Vec::with_capacity(loaded.len());
         let replicas = loaded
             .into_iter()
@@ -105,6 +103,7 @@ impl Host {
             lease_ms: self.lease_ms,
             reads_by_lease: self.reads_by_lease,
             dedup_entries_max: self.dedup_entries_max,
+            life: self.begun.fetch_add(1, Ordering::Relaxed),
         };
         Replica {
             machine: SlotMachine::new(settings, loaded, config.clock.now_ns()),

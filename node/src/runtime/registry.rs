@@ -3,15 +3,11 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockWriteGuard};
 
-use futures::FutureExt;
-use futures::future::BoxFuture;
-use kvcluster_crds::{
-    Assignment, Incarnation, LogId, NodeId, NodeStatus, Offset, SlotId, SlotStatus,
-};
+use kvcluster_crds::{Assignment, Incarnation, LogId, NodeId, Offset, SlotId, SlotStatus};
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 
 use super::clock::Clock;
 use super::replica::{Request, Written};
@@ -19,12 +15,13 @@ use super::watched::Watched;
 use crate::assignment::Known;
 use crate::effect::{Effect, Idempotency};
 use crate::heartbeat::{Peers, SlotSet};
-use crate::service::{Place, ReadPermit, SlotError, Slots};
+use crate::service::{Place, SlotError, Slots};
 use crate::slot::View;
 use crate::slot::election::{Hints, PeerHint};
 use crate::store::Store;
 
 mod fresh;
+mod serving;
 
 /// Reads and writes of a slot that its task has not taken yet, at most.
 pub const REQUESTS_QUEUED_MAX: usize = 8_192;
@@ -63,14 +60,27 @@ pub struct Registry {
 /// One slot of the cluster.
 struct Entry {
     place: Watched<Place>,
-    /// Set when the node holds a replica.
-    requests: OnceLock<mpsc::Sender<Request>>,
+    /// Set while the node holds a replica.
+    requests: RwLock<Option<mpsc::Sender<Request>>>,
     view: Mutex<Option<View>>,
     /// As far as a replica that goes on has come.
     applied: Watched<Option<Offset>>,
     /// When the wall clock showed this, in milliseconds, nothing was acknowledged that is not in `view`, which is stored first.
     acknowledged_ms: AtomicU64,
     stopped: AtomicBool,
+    /// That its rows take, as last measured.
+    bytes: AtomicU64,
+}
+
+impl Entry {
+    fn has_replica(&self) -> bool {
+        let requests = self.requests.read();
+        requests.unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+}
+
+fn write<T>(lock: &RwLock<T>) -> RwLockWriteGuard<'_, T> {
+    lock.write().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Registry {
@@ -86,11 +96,12 @@ impl Registry {
         } = config;
         let entry = || Entry {
             place: Watched::new(Place::Nobody),
-            requests: OnceLock::new(),
+            requests: RwLock::default(),
             view: Mutex::new(None),
             applied: Watched::new(None),
             acknowledged_ms: AtomicU64::new(fresh::NEVER),
             stopped: AtomicBool::new(false),
+            bytes: AtomicU64::new(0),
         };
         Self {
             peers: RwLock::new(Peers::new(log_id, node, incarnation, suspicion_ms)),
@@ -138,19 +149,46 @@ impl Registry {
         self.config.store.unflushed_bytes() <= self.config.unflushed_bytes_max
     }
 
-    /// Opens the way for requests to the replica of `slot`; once.
+    /// Opens the way for requests to the replica of `slot`.
     pub(super) fn host(&self, slot: SlotId) -> mpsc::Receiver<Request> {
         let (sender, receiver) = mpsc::channel(REQUESTS_QUEUED_MAX);
-        assert!(
-            self.entry(slot).requests.set(sender).is_ok(),
-            "slot {slot} is hosted twice"
-        );
+        let mut requests = write(&self.entry(slot).requests);
+        let before = requests.replace(sender);
+        assert!(before.is_none(), "slot {slot} is hosted twice");
         receiver
+    }
+
+    /// Forgets the replica of `slot`, whose task has ended.
+    pub(super) fn unhost(&self, slot: SlotId) {
+        let entry = self.entry(slot);
+        *write(&entry.requests) = None;
+        *entry.view.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        entry.applied.set(None);
+        entry.acknowledged_ms.store(fresh::NEVER, Ordering::SeqCst);
+        entry.stopped.store(false, Ordering::SeqCst);
+        entry.bytes.store(0, Ordering::Relaxed);
+        self.set_place(slot, self.heard_to_serve(slot));
     }
 
     /// Whether this node holds a replica of `slot`.
     pub fn hosts(&self, slot: SlotId) -> bool {
-        self.entry(slot).requests.get().is_some()
+        self.entry(slot).has_replica()
+    }
+
+    /// Whether the newest assignment gives this node a replica of `slot`; none before one is known.
+    pub fn is_assigned(&self, slot: SlotId) -> Option<bool> {
+        let assignment = self.assignment()?;
+        let replicas = assignment.slot(slot)?;
+        Some(replicas.has_replica(self.config.node))
+    }
+
+    /// Notes how many bytes the rows of slots take.
+    pub(super) fn set_sizes(&self, sizes: &[(SlotId, u64)]) {
+        for (slot, bytes) in sizes {
+            if let Some(entry) = self.slots.get(slot.index()) {
+                entry.bytes.store(*bytes, Ordering::Relaxed);
+            }
+        }
     }
 
     /// Notes what a replica looks like, who serves its slot, and the moment at which all that was acknowledged was in the view,
@@ -207,13 +245,8 @@ impl Registry {
 
     /// Whether every replica has given its leadership away, or has none.
     pub fn all_stopped(&self) -> bool {
-        let hosted = self
-            .slots
-            .iter()
-            .filter(|entry| entry.requests.get().is_some());
-        hosted
-            .into_iter()
-            .all(|entry| entry.stopped.load(Ordering::SeqCst))
+        let mut hosted = self.slots.iter().filter(|entry| entry.has_replica());
+        hosted.all(|entry| entry.stopped.load(Ordering::SeqCst))
     }
 
     /// What the election of `slot` may know at `now_ns`.
@@ -292,11 +325,9 @@ impl Registry {
     }
 
     fn send(&self, slot: SlotId, request: Request) -> Result<(), SlotError> {
-        let requests = self
-            .entry(slot)
-            .requests
-            .get()
-            .ok_or(SlotError::NotLeader { slot })?;
+        let requests = self.entry(slot).requests.read();
+        let requests = requests.unwrap_or_else(PoisonError::into_inner);
+        let requests = requests.as_ref().ok_or(SlotError::NotLeader { slot })?;
         requests.try_send(request).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => SlotError::Overloaded {
                 what: format!("slot {slot} has {REQUESTS_QUEUED_MAX} requests waiting"),
@@ -337,7 +368,7 @@ impl Registry {
             flushed: progress.flushed,
             durable: progress.durable,
             caught_up: view.caught_up,
-            bytes: 0,
+            bytes: self.entry(slot).bytes.load(Ordering::Relaxed),
             records_valid: view.records_valid,
             records_ignored: view.records_ignored,
             frozen: view.frozen,
@@ -357,135 +388,5 @@ impl Registry {
             .filter_map(|status| Some((status.slot, status.frozen.as_ref()?)));
         texts.extend(frozen.map(|(slot, reason)| format!("slot {slot} stands still: {reason}")));
         (!texts.is_empty()).then(|| texts.join("; "))
-    }
-}
-
-impl Slots for Registry {
-    fn count(&self) -> u32 {
-        self.config.slots
-    }
-
-    fn place(&self, slot: SlotId) -> Place {
-        self.entry(slot).place.get()
-    }
-
-    fn place_changed(&self, slot: SlotId, seen: Place, deadline: Instant) -> BoxFuture<'_, Place> {
-        async move {
-            let changed = self.entry(slot).place.wait_for(|place| *place != seen);
-            timeout_at(deadline, changed).await.unwrap_or(seen.clone())
-        }
-        .boxed()
-    }
-
-    fn write(
-        &self,
-        slot: SlotId,
-        effects: Vec<Effect>,
-        idempotency: Option<Idempotency>,
-        deadline: Instant,
-    ) -> BoxFuture<'_, Result<Offset, SlotError>> {
-        async move {
-            if !self.memory_to_spare() {
-                let most = self.config.unflushed_bytes_max;
-                let what = format!("{most} bytes of writes wait for PostgreSQL, the most allowed");
-                return Err(SlotError::Overloaded { what });
-            }
-            if idempotency.is_none() {
-                return match self.write_once(slot, effects, None, deadline).await? {
-                    Written::Now(offset) => Ok(offset),
-                    Written::Before { .. } => unreachable!("it repeats nothing without a key"),
-                };
-            }
-            loop {
-                let written = self.write_once(slot, effects.clone(), idempotency.clone(), deadline);
-                match written.await? {
-                    Written::Now(offset) => return Ok(offset),
-                    Written::Before {
-                        version,
-                        is_same,
-                        permit,
-                    } if permit.confirm(self.config.clock.now_ns()) => {
-                        return is_same
-                            .then_some(version)
-                            .ok_or(SlotError::KeyReused { slot });
-                    }
-                    Written::Before { .. } if Instant::now() < deadline => {}
-                    Written::Before { .. } => return Err(SlotError::LogUnavailable { slot }),
-                }
-            }
-        }
-        .boxed()
-    }
-
-    fn read(
-        &self,
-        slot: SlotId,
-        deadline: Instant,
-    ) -> BoxFuture<'_, Result<ReadPermit, SlotError>> {
-        async move {
-            let (answer, answered) = oneshot::channel();
-            let deadline_ns = self.config.clock.at_ns(deadline);
-            self.send(
-                slot,
-                Request::Read {
-                    deadline_ns,
-                    answer,
-                },
-            )?;
-            answered.await.unwrap_or(Err(SlotError::NotLeader { slot }))
-        }
-        .boxed()
-    }
-
-    fn log_id(&self) -> LogId {
-        self.config.log_id
-    }
-
-    fn applied(&self, slot: SlotId) -> Option<Offset> {
-        self.entry(slot).applied.get()
-    }
-
-    fn has_applied(&self, slot: SlotId, offset: Offset, deadline: Instant) -> BoxFuture<'_, bool> {
-        let applied = &self.entry(slot).applied;
-        async move {
-            let reached = applied.wait_for(|applied| applied.is_some_and(|next| next > offset));
-            timeout_at(deadline, reached).await.is_ok()
-        }
-        .boxed()
-    }
-
-    fn fresh_from(&self, slot: SlotId, within_ms: u64) -> Option<Offset> {
-        self.fresh_since(slot, self.config.clock.wall_ms().saturating_sub(within_ms))
-    }
-
-    fn nodes(&self) -> Vec<(NodeId, String)> {
-        let assignment = self.assignment();
-        let nodes = assignment.iter().flat_map(|table| &table.nodes);
-        nodes
-            .map(|entry| (entry.id, entry.address.clone()))
-            .collect()
-    }
-
-    fn status(&self) -> NodeStatus {
-        let slots: Vec<_> = self
-            .views()
-            .into_iter()
-            .map(|(slot, view)| self.slot_status(slot, view))
-            .collect();
-        let config = &self.config;
-        let now_ns = config.clock.now_ns();
-        NodeStatus {
-            node: config.node,
-            incarnation: config.incarnation,
-            cluster_uid: config.cluster_uid.clone(),
-            log_id: config.log_id,
-            assignment_version: self.assignment().map(|table| table.version),
-            kafka_connected: self.with_peers(|peers| peers.own_return(now_ns)),
-            postgres_connected: config.store.connected(),
-            problem: self.problem(&slots),
-            unflushed_bytes: config.store.unflushed_bytes(),
-            unflushed_bytes_max: config.unflushed_bytes_max,
-            slots,
-        }
     }
 }

@@ -67,6 +67,15 @@ pub(super) struct Replica {
     pub(super) records_max: i64,
 }
 
+/// Why the task of a replica ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// The slot is not assigned to this node any more; nobody waits for anything of it.
+    Unassigned,
+    /// A channel has closed, which happens only when the process ends.
+    Broken,
+}
+
 /// Where inputs come from.
 pub(super) struct Inputs {
     pub(super) records: mpsc::Receiver<Input>,
@@ -90,8 +99,8 @@ struct Running {
 }
 
 impl Replica {
-    /// Runs until a channel closes, which happens only when the process ends.
-    pub(super) async fn run(self, mut inputs: Inputs) {
+    /// Runs until the slot is not assigned to this node any more.
+    pub(super) async fn run(self, mut inputs: Inputs) -> Ended {
         let mut running = Running {
             slot: self.machine.settings().slot,
             replica: self,
@@ -115,23 +124,28 @@ impl Replica {
                 biased;
                 count = inputs.fates.recv_many(&mut told, INPUTS_AT_ONCE) => {
                     if count == 0 {
-                        return;
+                        return Ended::Broken;
                     }
                 }
-                _ = ticks.tick() => running.tick(),
+                _ = ticks.tick() => {
+                    running.tick();
+                    if running.may_end() {
+                        return Ended::Unassigned;
+                    }
+                }
                 () = inputs.stop.cancelled(), if !stopped => {
                     stopped = true;
                     running.step(Input::Stop);
                 }
                 count = inputs.requests.recv_many(&mut asked, INPUTS_AT_ONCE) => {
                     if count == 0 {
-                        return;
+                        return Ended::Broken;
                     }
                 }
                 restored = running.restored() => running.follow_anew(restored),
                 count = inputs.records.recv_many(&mut read, INPUTS_AT_ONCE) => {
                     if count == 0 {
-                        return;
+                        return Ended::Broken;
                     }
                 }
             }
@@ -163,6 +177,12 @@ impl Running {
         }
         self.step(Input::Tick);
         self.news = true;
+    }
+
+    /// Whether it has no task left here. While the assignment is not known, or stays away, everything goes on as it was.
+    fn may_end(&self) -> bool {
+        self.replica.registry.is_assigned(self.slot) == Some(false)
+            && self.replica.machine.may_end()
     }
 
     fn request(&mut self, request: Request) {

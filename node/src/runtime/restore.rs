@@ -101,21 +101,25 @@ impl Restorer {
         Ok(loaded.ok_or_else(missing)?)
     }
 
-    /// The other nodes with a replica: who serves the slot first, who does not need to catch up.
+    /// The other nodes: who serves the slot first, who does not need to catch up; then those with a replica; then those that had
+    /// one, and may still have its rows.
     fn sources(&self, slot: SlotId) -> Vec<(NodeId, String)> {
         let Some(assignment) = self.registry.assignment() else {
             return Vec::new();
         };
         let own = self.registry.config().node;
         let serving = self.registry.heard_to_serve(slot);
+        let replicas = assignment.slot(slot);
         let mut sources: Vec<_> = assignment
-            .slot(slot)
-            .into_iter()
-            .flat_map(|replicas| replicas.voters.iter().chain(&replicas.learners))
-            .filter(|node| **node != own)
-            .filter_map(|node| Some((*node, assignment.node(*node)?.address.clone())))
+            .nodes
+            .iter()
+            .filter(|entry| entry.id != own)
+            .map(|entry| (entry.id, entry.address.clone()))
             .collect();
-        sources.sort_by_key(|(node, _)| Some(*node) != serving);
+        sources.sort_by_key(|(node, _)| {
+            let has_replica = replicas.is_some_and(|replicas| replicas.has_replica(*node));
+            (Some(*node) != serving, !has_replica)
+        });
         sources
     }
 }

@@ -24,9 +24,11 @@ pub struct Settings {
     pub reads_by_lease: bool,
     /// Most idempotency keys that are remembered: above, writes with a new one are refused.
     pub dedup_entries_max: usize,
+    /// Counts the replicas of the slot that this process has had: fates of records of an earlier one may still come.
+    pub life: u32,
 }
 
-/// Names a record that was handed to the log, within a machine.
+/// Names a record that was handed to the log, within a process and a slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Token(pub u64);
 

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use kvcluster_crds::Offset;
 
 use super::protocol::{Verdict, judge};
-use super::{Output, SlotMachine, Token};
+use super::{CAUGHT_UP_RECORDS, LAG_RECORDS_MAX, Output, SlotMachine, Token};
 use crate::effect::{Applied, DedupEntry};
 use crate::log::codec::{Body, Entry, Record, checksum};
 use crate::seeded::{self, Bug};
@@ -61,6 +61,17 @@ impl SlotMachine {
              this node's schema and rebuild it"
         );
         self.freeze(reason, out);
+    }
+
+    /// The log ended at `end` a moment ago. Between the two limits a replica is what it was.
+    pub(super) fn heard_of_end(&mut self, end: Offset) {
+        let behind = end.0 - self.position.next_offset.0;
+        if behind > LAG_RECORDS_MAX {
+            self.caught_up = false;
+        } else if behind <= CAUGHT_UP_RECORDS && self.unverified.is_none() && self.frozen.is_none()
+        {
+            self.caught_up = true;
+        }
     }
 
     pub(super) fn reached_end(&mut self, out: &mut Vec<Output>) {

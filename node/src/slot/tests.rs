@@ -50,6 +50,7 @@ impl Bench {
             lease_ms: LEASE_MS,
             reads_by_lease: true,
             dedup_entries_max: DEDUP_MAX,
+            life: 0,
         };
         let dedup = Vec::new();
         let loaded = Loaded { position, dedup };
@@ -877,12 +878,36 @@ fn a_record_that_cannot_be_read_freezes_and_says_where() {
 }
 
 #[test]
-fn a_replica_far_behind_is_not_caught_up_until_it_reaches_the_end() {
+fn a_replica_far_behind_is_not_caught_up_until_it_is_near_the_end() {
     let mut bench = Bench::leader();
     bench.step(Input::End(Offset(1 + LAG_RECORDS_MAX)));
     assert!(bench.machine.view().caught_up);
     bench.step(Input::End(Offset(2 + LAG_RECORDS_MAX)));
     assert!(!bench.machine.view().caught_up && !bench.machine.view().can_lead);
+    bench.step(Input::End(Offset(2 + CAUGHT_UP_RECORDS)));
+    assert!(
+        !bench.machine.view().caught_up,
+        "between the limits nothing changes"
+    );
     bench.step(Input::CaughtUp);
+    assert!(bench.machine.view().caught_up);
+    bench.step(Input::End(Offset(2 + LAG_RECORDS_MAX)));
+    bench.step(Input::End(Offset(1 + CAUGHT_UP_RECORDS)));
+    assert!(
+        bench.machine.view().caught_up,
+        "a slot that is always written has no reader at its end"
+    );
+}
+
+#[test]
+fn a_replica_that_has_not_compared_its_place_is_not_caught_up() {
+    let (position, bytes) = stored();
+    let end = position.next_offset;
+    let mut bench = Bench::at(position);
+    bench.step(Input::End(end));
+    assert!(!bench.machine.view().caught_up);
+    bench.log.push(bytes);
+    bench.consume(Offset(0));
+    bench.step(Input::End(end));
     assert!(bench.machine.view().caught_up);
 }

@@ -123,6 +123,7 @@ impl Flusher {
     async fn step(&mut self) -> Result<(), StoreError> {
         let begin = Instant::now();
         let shared = Arc::clone(&self.shared);
+        let _flushing = shared.flushing.lock().await;
         let mut connection = if let Some(connection) = self.connection.take() {
             connection
         } else {

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 use futures::{FutureExt, StreamExt, stream};
-use kvcluster_crds::SlotId;
+use kvcluster_crds::{Offset, SlotId};
 
 use crate::effect::{Applied, Effect, Loaded, Versioned};
 use crate::store::{Progress, Row, Store, StoreError};
@@ -40,6 +40,27 @@ impl Store for MemoryStore {
     ) -> BoxFuture<'a, Result<Vec<(SlotId, Loaded)>, StoreError>> {
         let loaded = slots.iter().map(|&slot| (slot, Loaded::start())).collect();
         std::future::ready(self.check().map(|()| loaded)).boxed()
+    }
+
+    fn stored(&self) -> BoxFuture<'_, Result<Vec<(SlotId, Offset)>, StoreError>> {
+        std::future::ready(self.check().map(|()| Vec::new())).boxed()
+    }
+
+    fn unload(&self, _slot: SlotId) -> BoxFuture<'_, ()> {
+        std::future::ready(()).boxed()
+    }
+
+    fn remove(&self, slot: SlotId) -> BoxFuture<'_, Result<(), StoreError>> {
+        let mut rows = self
+            .rows
+            .lock()
+            .expect("no test panics while it holds the rows");
+        rows.retain(|(at, _), _| *at != slot);
+        std::future::ready(self.check()).boxed()
+    }
+
+    fn sizes(&self) -> BoxFuture<'_, Result<Vec<(SlotId, u64)>, StoreError>> {
+        std::future::ready(self.check().map(|()| Vec::new())).boxed()
     }
 
     fn apply(&self, applied: Applied) {

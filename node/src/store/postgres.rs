@@ -28,7 +28,7 @@ use crate::store::rows::{position, slot_number, versioned};
 use crate::store::shared::Shared;
 use crate::store::{
     ExportError, Missing, Progress, RestoreError, Snapshots, Store, StoreError, dedup, export,
-    flush, migrate, restore, scan, sql,
+    flush, migrate, remove, restore, scan, sql,
 };
 
 /// Longest wait for a connection, seconds: the server is away, or every connection is busy.
@@ -258,6 +258,22 @@ impl Store for PostgresStore {
         slots: &'a [SlotId],
     ) -> BoxFuture<'a, Result<Vec<(SlotId, Loaded)>, StoreError>> {
         self.load_slots(slots).boxed()
+    }
+
+    fn stored(&self) -> BoxFuture<'_, Result<Vec<(SlotId, Offset)>, StoreError>> {
+        remove::stored(self).boxed()
+    }
+
+    fn unload(&self, slot: SlotId) -> BoxFuture<'_, ()> {
+        remove::unload(self, slot).boxed()
+    }
+
+    fn remove(&self, slot: SlotId) -> BoxFuture<'_, Result<(), StoreError>> {
+        remove::remove(self, slot).boxed()
+    }
+
+    fn sizes(&self) -> BoxFuture<'_, Result<Vec<(SlotId, u64)>, StoreError>> {
+        remove::sizes(self).boxed()
     }
 
     fn apply(&self, applied: Applied) {

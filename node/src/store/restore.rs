@@ -16,6 +16,7 @@ use futures::StreamExt;
 use futures::stream::BoxStream;
 use kvcluster_crds::{Offset, SlotId};
 use sqlx::{AssertSqlSafe, PgConnection};
+use tokio::sync::mpsc;
 
 use crate::effect::SlotPosition;
 use crate::store::batch::SlotStep;
@@ -28,7 +29,9 @@ use crate::store::snapshot::{
 use crate::store::{Missing, RestoreError, StoreError, sql, write};
 
 /// Bytes of rows that one transaction takes at least, unless they are the last ones.
-const PIECE_BYTES: usize = 8 * 1_048_576;
+const PIECE_BYTES: usize = 4 * 1_048_576;
+/// Pieces that wait while another one is written: the source need not wait, and memory holds three at most.
+const PIECES_WAITING: usize = 1;
 /// Longest transaction of one piece, seconds.
 const PIECE_SECONDS: u64 = 60;
 /// Longest wait for the next bytes of the source, seconds.
@@ -43,12 +46,24 @@ pub(super) struct Begun {
     after: Bytes,
 }
 
-/// What came of a stream and is not stored yet.
-#[derive(Default)]
-struct Gathered {
+/// What one transaction stores of a stream.
+struct Piece {
+    /// Where the stream was cut.
+    cut: SlotPosition,
     dedup: Vec<Bytes>,
     rows: Vec<Rows>,
     bytes: usize,
+}
+
+impl Piece {
+    fn of(cut: SlotPosition) -> Self {
+        Self {
+            cut,
+            dedup: Vec::new(),
+            rows: Vec::new(),
+            bytes: 0,
+        }
+    }
 }
 
 /// Takes a whole stream; after an error, what was taken stays for the next one.
@@ -66,22 +81,40 @@ pub(super) async fn take(
     }
 }
 
+/// The source is read while what came before is written: each takes about as long as the other.
 async fn take_from(
     store: &PostgresStore,
     slot: SlotId,
     least: Offset,
     begun: &mut Option<Begun>,
-    mut stream: BoxStream<'_, Result<Bytes, String>>,
+    stream: BoxStream<'_, Result<Bytes, String>>,
 ) -> Result<(), RestoreError> {
     let least = missing(begun.as_ref(), least).least;
+    let (sender, receiver) = mpsc::channel(PIECES_WAITING);
+    // Not `try_join`: a transaction that has begun is seen to its end, so that `begun` says what is there.
+    let (read, kept) = tokio::join!(
+        read(least, stream, sender),
+        keep_all(store, slot, begun, receiver)
+    );
+    kept?;
+    read?;
+    let begun = begun.take().expect("kept at the end at the latest");
+    Ok(end(store, slot, begun.position).await?)
+}
+
+/// Takes the stream apart into pieces. Ends early when nobody takes them.
+async fn read(
+    least: Offset,
+    mut stream: BoxStream<'_, Result<Bytes, String>>,
+    pieces: mpsc::Sender<Piece>,
+) -> Result<(), RestoreError> {
     let mut decoder = Decoder::default();
-    let mut gathered = Gathered::default();
-    let mut cut = SlotPosition::start();
+    let mut piece = Piece::of(SlotPosition::start());
     while !decoder.has_ended() {
-        let piece = tokio::time::timeout(Duration::from_secs(SOURCE_SECONDS), stream.next()).await;
-        let piece = piece.map_err(|_| RestoreError::Source("it fell silent".to_owned()))?;
-        let piece = piece.ok_or(SnapshotError::BrokenOff)?;
-        decoder.push(&piece.map_err(RestoreError::Source)?);
+        let bytes = tokio::time::timeout(Duration::from_secs(SOURCE_SECONDS), stream.next()).await;
+        let bytes = bytes.map_err(|_| RestoreError::Source("it fell silent".to_owned()))?;
+        let bytes = bytes.ok_or(SnapshotError::BrokenOff)?;
+        decoder.push(&bytes.map_err(RestoreError::Source)?);
         while let Some(block) = decoder.next_block()? {
             match block {
                 Block::Head(Head { position, .. }) if position.next_offset < least => {
@@ -89,22 +122,36 @@ async fn take_from(
                     let reason = format!("it stands at {at}, and {least} is needed");
                     return Err(RestoreError::Source(reason));
                 }
-                Block::Head(Head { position, .. }) => cut = position,
+                Block::Head(Head { position, .. }) => piece.cut = position,
                 Block::Rows(rows) => {
-                    gathered.bytes += rows.tuples.len();
-                    gathered.rows.push(rows);
+                    piece.bytes += rows.tuples.len();
+                    piece.rows.push(rows);
                 }
-                Block::Dedup(tuples) => gathered.dedup.push(tuples),
+                Block::Dedup(tuples) => piece.dedup.push(tuples),
                 Block::End { .. } => {}
             }
         }
-        if gathered.bytes >= PIECE_BYTES || decoder.has_ended() {
-            let gathered = std::mem::take(&mut gathered);
-            keep(store, slot, begun, &cut, gathered).await?;
+        if piece.bytes >= PIECE_BYTES || decoder.has_ended() {
+            let cut = piece.cut.clone();
+            let whole = std::mem::replace(&mut piece, Piece::of(cut));
+            if pieces.send(whole).await.is_err() {
+                return Ok(());
+            }
         }
     }
-    let begun = begun.take().expect("kept at the end at the latest");
-    Ok(end(store, slot, begun.position).await?)
+    Ok(())
+}
+
+async fn keep_all(
+    store: &PostgresStore,
+    slot: SlotId,
+    begun: &mut Option<Begun>,
+    mut pieces: mpsc::Receiver<Piece>,
+) -> Result<(), StoreError> {
+    while let Some(piece) = pieces.recv().await {
+        keep(store, slot, begun, piece).await?;
+    }
+    Ok(())
 }
 
 impl From<SnapshotError> for RestoreError {
@@ -155,33 +202,37 @@ async fn keep(
     store: &PostgresStore,
     slot: SlotId,
     begun: &mut Option<Begun>,
-    cut: &SlotPosition,
-    gathered: Gathered,
+    piece: Piece,
 ) -> Result<(), StoreError> {
     let is_first = begun.is_none();
     let mut next = begun.clone().unwrap_or_else(|| Begun {
-        position: cut.clone(),
+        position: piece.cut.clone(),
         after: Bytes::new(),
     });
-    next.position.join_cut(cut);
-    if let Some(last) = gathered.rows.last() {
+    next.position.join_cut(&piece.cut);
+    if let Some(last) = piece.rows.last() {
         next.after = last.last_key.clone();
     }
     let shared = &store.shared;
-    shared.forget(slot);
+    if shared.has(slot) {
+        // Behind the flush that may be under way: one of a replica that has stored nothing yet expects offset 0, as the mark of a
+        // partly restored slot has it, and would put its own position in the place of the mark.
+        let _no_flush = shared.flushing.lock().await;
+        shared.forget(slot);
+    }
     let work = async |connection: &mut PgConnection| {
         let mut tx = write::begin(connection, shared, false).await?;
         if is_first {
             empty(&mut tx, slot).await?;
         }
-        let tuples = gathered.rows.iter().map(|rows| &rows.tuples);
-        copy_in(&mut tx, sql::COPY_DEDUP_IN, gathered.dedup.iter()).await?;
+        let tuples = piece.rows.iter().map(|rows| &rows.tuples);
+        copy_in(&mut tx, sql::COPY_DEDUP_IN, piece.dedup.iter()).await?;
         copy_in(&mut tx, &sql::copy_in(slot.0), tuples).await?;
         note(&mut tx, slot, &next).await?;
         tx.commit().await.map_err(unavailable)
     };
     store.with_connection(PIECE_SECONDS, work).await?;
-    let count = gathered.rows.iter().map(|rows| u64::from(rows.count)).sum();
+    let count = piece.rows.iter().map(|rows| u64::from(rows.count)).sum();
     shared.metrics.observe_restored(count);
     *begun = Some(next);
     Ok(())

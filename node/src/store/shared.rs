@@ -27,6 +27,8 @@ pub(super) struct Shared {
     pub(super) reachable: AtomicBool,
     /// Wakes the flusher: rows wait where none did, or enough of them for a flush at once.
     pub(super) wake: Notify,
+    /// Held while a flush is under way.
+    pub(super) flushing: tokio::sync::Mutex<()>,
     overlays: RwLock<BTreeMap<SlotId, Arc<Mutex<SlotOverlay>>>>,
     /// Sum over the overlays.
     bytes: AtomicU64,
@@ -50,6 +52,7 @@ impl Shared {
             connected: AtomicBool::new(false),
             reachable: AtomicBool::new(false),
             wake: Notify::new(),
+            flushing: tokio::sync::Mutex::default(),
             overlays: RwLock::default(),
             bytes: AtomicU64::new(0),
             rows: AtomicU64::new(0),

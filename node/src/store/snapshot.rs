@@ -55,30 +55,42 @@ pub enum SnapshotError {
 /// Where the cut was made.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct Head {
+pub struct Head {
     format: u32,
-    pub(super) position: SlotPosition,
+    /// The whole position of the cut.
+    pub position: SlotPosition,
 }
 
 /// Some rows.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Rows {
-    pub(super) count: u32,
-    pub(super) last_key: Bytes,
-    pub(super) tuples: Bytes,
+pub struct Rows {
+    /// How many.
+    pub count: u32,
+    /// The key of the last one.
+    pub last_key: Bytes,
+    /// The rows, as the store has them.
+    pub tuples: Bytes,
 }
 
 /// One piece of the stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Block {
+pub enum Block {
+    /// Begins a stream.
     Head(Head),
+    /// Rows, ordered by key.
     Rows(Rows),
+    /// What the slot remembers of requests, as the store has it.
     Dedup(Bytes),
-    End { rows: u64 },
+    /// Ends a stream.
+    End {
+        /// How many rows there were.
+        rows: u64,
+    },
 }
 
 impl Head {
-    pub(super) fn new(position: SlotPosition) -> Self {
+    /// Of a cut at this position.
+    pub fn new(position: SlotPosition) -> Self {
         Self {
             format: FORMAT,
             position,
@@ -87,7 +99,8 @@ impl Head {
 }
 
 impl Block {
-    pub(super) fn encode(&self) -> Bytes {
+    /// The block as it travels.
+    pub fn encode(&self) -> Bytes {
         let mut bytes = BytesMut::new();
         bytes.put_u8(self.kind());
         bytes.put_u32(0);
@@ -164,7 +177,7 @@ fn checksum(kind: u8, payload: &[u8]) -> u64 {
 
 /// Takes a stream apart, piece by piece.
 #[derive(Debug, Default)]
-pub(super) struct Decoder {
+pub struct Decoder {
     buffer: BytesMut,
     rows: u64,
     begun: bool,
@@ -173,12 +186,12 @@ pub(super) struct Decoder {
 
 impl Decoder {
     /// Takes the next piece, of any size.
-    pub(super) fn push(&mut self, piece: &[u8]) {
+    pub fn push(&mut self, piece: &[u8]) {
         self.buffer.extend_from_slice(piece);
     }
 
     /// The next block that is there whole; none when more pieces are needed.
-    pub(super) fn next_block(&mut self) -> Result<Option<Block>, SnapshotError> {
+    pub fn next_block(&mut self) -> Result<Option<Block>, SnapshotError> {
         if self.buffer.len() < BLOCK_HEADER_BYTES {
             return Ok(None);
         }
@@ -201,7 +214,7 @@ impl Decoder {
     }
 
     /// Whether the end has come. A stream without it was broken off.
-    pub(super) fn has_ended(&self) -> bool {
+    pub fn has_ended(&self) -> bool {
         self.ended
     }
 

@@ -98,6 +98,21 @@ pub(super) const TOUCH_STATE: &str = "UPDATE slot_state SET slot = slot WHERE sl
 pub(super) const SELECT_STATE: &str = "SELECT slot, next_offset, checksum_before, epoch, leader_node, leader_incarnation,
          last_leader_offset, last_seq, released_to, lease_ms, time_ms, whole_at FROM slot_state WHERE slot = $1";
 
+pub(super) const SELECT_STORED: &str = "SELECT slot, CASE WHEN whole_at = 9223372036854775807 THEN 0 ELSE next_offset END FROM slot_state";
+
+/// By the files of the partitions: quick, also for many rows.
+pub(super) const SELECT_SIZES: &str = "SELECT substr(class.relname, 4)::integer, pg_total_relation_size(class.oid)
+     FROM pg_inherits JOIN pg_class AS class ON class.oid = inhrelid WHERE inhparent = 'kv'::regclass";
+
+/// All that is kept of a slot outside of its partition.
+pub(super) const REMOVE: [&str; 3] = [
+    "DELETE FROM slot_state WHERE slot = $1",
+    "DELETE FROM dedup WHERE slot = $1",
+    "DELETE FROM restore WHERE slot = $1",
+];
+
+pub(super) const HAS_PARTITION: &str = "SELECT to_regclass($1) IS NOT NULL";
+
 /// Waits for an own transaction that may still be committing.
 pub(super) const LOCK_OFFSETS: &str =
     "SELECT slot, next_offset FROM slot_state WHERE slot = ANY ($1) ORDER BY slot FOR UPDATE";

@@ -7,13 +7,15 @@ use std::net::{TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use kvcluster_crds::names::ClusterNames;
 use kvcluster_crds::slot::slot_of_key;
-use kvcluster_crds::{Assignment, LogId, NodeEntry, NodeId, NodeStatus, SlotAssignment, SlotRole};
+use kvcluster_crds::{
+    Assignment, LogId, NodeEntry, NodeId, NodeStatus, Offset as KvOffset, SlotAssignment, SlotRole,
+};
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
@@ -44,6 +46,8 @@ pub(crate) struct Cluster {
     directory: PathBuf,
     runtime: tokio::runtime::Runtime,
     nodes: Vec<Node>,
+    /// Assignments that were published.
+    published: AtomicU64,
 }
 
 struct Node {
@@ -92,6 +96,7 @@ impl Cluster {
                     process: Mutex::new(None),
                 })
                 .collect(),
+            published: AtomicU64::new(0),
         };
         cluster.runtime.block_on(cluster.make_schemas());
         for node in 0..nodes {
@@ -164,27 +169,34 @@ impl Cluster {
             .expect("a statement");
     }
 
+    /// Publishes that all nodes replicate all slots, each preferring another leader.
     fn publish(&self) {
-        let count = u32::try_from(self.nodes.len()).expect("few");
+        let all: Vec<usize> = (0..self.nodes.len()).collect();
+        self.assign(&all, &[]);
+    }
+
+    /// Publishes the next assignment, of which each is the first record of its own: every slot has these voters and learners.
+    pub(crate) fn assign(&self, voters: &[usize], learners: &[usize]) {
+        let version = self.published.fetch_add(1, Ordering::SeqCst) + 1;
         let nodes = (0..self.nodes.len()).map(|node| NodeEntry {
             id: node_id(node),
             address: format!("127.0.0.1:{}", self.nodes[node].rest),
             postgres_instance: "main".to_owned(),
             leaving: false,
         });
-        let slots = (0..self.slots).map(|slot| {
-            let voters: Vec<_> = (0..count)
-                .map(|step| NodeId((slot + step) % count))
-                .collect();
+        let slots = (0..self.slots as usize).map(|slot| {
+            let turn = slot % voters.len();
+            let turned = voters[turn..].iter().chain(&voters[..turn]);
+            let voters: Vec<_> = turned.map(|node| node_id(*node)).collect();
             SlotAssignment {
                 preferred_leader: voters[0],
                 voters,
-                learners: vec![],
+                learners: learners.iter().map(|node| node_id(*node)).collect(),
             }
         });
         let assignment = Assignment {
-            version: 1,
-            based_on: None,
+            version,
+            based_on: (version > 1).then(|| KvOffset(i64::try_from(version).expect("few") - 2)),
             cluster_uid: self.names.cluster().to_owned(),
             log_id: LogId(1),
             log_version: 1,
@@ -193,6 +205,17 @@ impl Cluster {
             nodes: nodes.collect(),
         };
         self.produce(&self.names.assignment_topic(), 0, &assignment.encode());
+    }
+
+    /// Whether these nodes, and no others, say that they have replicas, all of them caught up.
+    pub(crate) fn has_replicas(&self, nodes: &[usize]) -> bool {
+        (0..self.nodes.len()).all(|node| {
+            if nodes.contains(&node) {
+                return self.is_caught_up(node);
+            }
+            self.status(node)
+                .is_some_and(|status| status.slots.is_empty())
+        })
     }
 
     fn produce(&self, topic: &str, partition: i32, bytes: &[u8]) {

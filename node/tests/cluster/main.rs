@@ -11,6 +11,7 @@
 mod bounded;
 mod fixture;
 mod mishaps;
+mod moving;
 mod retries;
 mod trimming;
 

@@ -15,16 +15,15 @@ use tracing::{info, warn};
 use super::PassError;
 use super::events::publish;
 use super::memory::{Memory, Remembered};
-use crate::clients::kafka::KafkaClients;
 use crate::clients::postgres::PostgresTrouble;
 use crate::cluster::Target;
-use crate::execute::{self, ExecuteError, kubernetes as write};
+use crate::execute::{ExecuteError, kubernetes as write};
 use crate::metrics::Metrics;
-use crate::observe::kubernetes::{admin_url, call, node_secrets, objects};
-use crate::observe::nodes::StatusClient;
+use crate::observe::kubernetes::{admin_url, call, hosts, node_secrets, objects};
 use crate::observe::{
     self, AdminUrls, Failure, KubernetesTrouble, ObjectsView, PostgresViews, World,
 };
+use crate::outside::Outside;
 use crate::plan::{Plan, Step, plan};
 use crate::status::{readiness, status};
 use crate::{scram, secret_text};
@@ -33,10 +32,10 @@ use crate::{scram, secret_text};
 pub struct Context {
     /// The API server.
     pub client: Client,
-    /// Kafka.
-    pub kafka: KafkaClients,
-    /// The nodes.
-    pub nodes: StatusClient,
+    /// Kafka, PostgreSQL and the nodes.
+    pub outside: Box<dyn Outside>,
+    /// What time it is.
+    pub now: fn() -> Timestamp,
     /// Events.
     pub recorder: Recorder,
     /// Counters.
@@ -269,13 +268,19 @@ async fn write_status(
     Ok(())
 }
 
-async fn look(context: &Context, target: &Target, remembered: Remembered) -> World {
+async fn look(context: &Context, target: &Target, mut remembered: Remembered) -> World {
     let client = &context.client;
+    let now = (context.now)();
     let (objects, urls, kafka) = tokio::join!(
         objects(client, target),
         admin_urls(context, target, &remembered),
-        observe::kafka_view(&context.kafka, target),
+        context.outside.kafka(target),
     );
+    let mut objects = objects;
+    if let Ok(objects) = &mut objects {
+        objects.hosts = hosts(client, &objects.pods, &remembered.gone_since, now).await;
+        objects.zones = remembered.see_hosts(objects);
+    }
     let existing = objects.as_ref().map(ObjectsView::nodes).unwrap_or_default();
     let others = existing.into_iter().chain(remembered.marked.clone());
     let nodes = observe::nodes_to_ask(target, &kafka, others);
@@ -286,25 +291,27 @@ async fn look(context: &Context, target: &Target, remembered: Remembered) -> Wor
         .map(|objects| objects.pods.clone())
         .unwrap_or_default();
     let (postgres, statuses) = tokio::join!(
-        observe::postgres_views(target, urls, &nodes, &known),
-        context.nodes.ask(&target.uid, &nodes, &pods),
+        context.outside.postgres(target, urls, &nodes, &known),
+        context.outside.ask(target, &nodes, &pods),
     );
-    remember_marks(context, target, &postgres);
+    remembered.see_nodes(&statuses, now);
+    remember(context, target, &remembered, &postgres);
     World {
-        now: Timestamp::now(),
+        now,
         kafka,
         postgres,
         secrets,
         asked: nodes,
         objects: Some(objects),
         nodes: statuses,
+        troubled_since: remembered.troubled_since,
         topics_absent_passes: remembered.topics_absent_passes,
         failure: remembered.failure,
     }
 }
 
-/// Notes which nodes have a schema or role: the Secrets of those that are no members are looked for in the next pass.
-fn remember_marks(context: &Context, target: &Target, views: &PostgresViews) {
+/// Notes what was seen for the next pass. The Secrets of nodes that have a schema or role are looked for then, members or not.
+fn remember(context: &Context, target: &Target, seen: &Remembered, views: &PostgresViews) {
     let marked: BTreeSet<NodeId> = views
         .values()
         .filter_map(|view| view.as_ref().ok())
@@ -313,7 +320,12 @@ fn remember_marks(context: &Context, target: &Target, views: &PostgresViews) {
     context.memory.note(
         target.names.namespace(),
         target.names.cluster(),
-        |cluster| cluster.marked = marked,
+        |cluster| {
+            cluster.marked = marked;
+            cluster.zones.clone_from(&seen.zones);
+            cluster.gone_since.clone_from(&seen.gone_since);
+            cluster.troubled_since.clone_from(&seen.troubled_since);
+        },
     );
 }
 
@@ -349,7 +361,7 @@ async fn admin_urls(context: &Context, target: &Target, remembered: &Remembered)
 
 async fn execute(context: &Context, current: &Current, step: &Step) -> Result<(), ExecuteError> {
     let (client, target) = (&context.client, &current.target);
-    if let Some(done) = execute::external(&context.kafka, target, step).await {
+    if let Some(done) = context.outside.execute(target, step).await {
         return done;
     }
     match step {
@@ -377,6 +389,9 @@ async fn execute(context: &Context, current: &Current, step: &Step) -> Result<()
         Step::RestartPod { name, uid, .. } => write::delete_pod(client, target, name, uid).await,
         Step::DeleteStatefulSet { name, uid } => {
             write::delete_stateful_set(client, target, name, uid).await
+        }
+        Step::ForceDeletePod { name, uid, .. } => {
+            write::force_delete_pod(client, target, name, uid).await
         }
         Step::DeleteSecret { name, uid, .. } => {
             write::delete_secret(client, target, name, uid).await

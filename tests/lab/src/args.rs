@@ -83,6 +83,14 @@ pub enum Command {
         #[arg(long, requires = "program")]
         env: Option<String>,
     },
+    /// Fill the disk of a broker or of PostgreSQL, where `local` was begun with small ones
+    Fill {
+        /// The part: kafka-0, postgres, …
+        name: String,
+        /// Make room again
+        #[arg(long)]
+        undo: bool,
+    },
     /// Take back every cut
     Heal,
 }
@@ -104,4 +112,7 @@ pub struct LocalOptions {
     /// Only Kafka and PostgreSQL, no store nodes
     #[arg(long)]
     pub only_services: bool,
+    /// Kafka and PostgreSQL on file systems in memory of a few hundred MiB, for `fill`; needs root
+    #[arg(long)]
+    pub small_disks: bool,
 }

@@ -54,6 +54,7 @@ pub fn run(args: Args) -> Result<bool> {
             env.as_deref(),
         )
         .map(|()| true),
+        Command::Fill { name, undo } => local::fill_part(&layout, &name, undo).map(|()| true),
         Command::Heal => {
             println!("{} packets were dropped", local::cuts::heal()?);
             Ok(true)

@@ -4,6 +4,7 @@
 //! it back. This module decides what runs; [`kafka`], [`postgres`] and [`nodes`] know how.
 
 pub mod cuts;
+pub mod disks;
 pub mod kafka;
 pub mod nodes;
 pub mod parts;
@@ -35,7 +36,7 @@ pub fn up(layout: &Layout, progress: &Progress, options: &LocalOptions) -> Resul
     if !options.only_services {
         check_size(&lab, "node-", "nodes", options.nodes)?;
     }
-    services(layout, progress, &mut lab, options.brokers)?;
+    services(layout, progress, &mut lab, options)?;
     if !options.only_services {
         progress.step("start the store", |step| {
             step.detail("topics, schemas, assignment");
@@ -62,22 +63,28 @@ fn check_size(lab: &Lab, prefix: &str, what: &str, wanted: u16) -> Result<()> {
     Ok(())
 }
 
-fn services(layout: &Layout, progress: &Progress, lab: &mut Lab, brokers: u16) -> Result<()> {
+fn services(
+    layout: &Layout,
+    progress: &Progress,
+    lab: &mut Lab,
+    options: &LocalOptions,
+) -> Result<()> {
+    let (brokers, is_small) = (options.brokers, options.small_disks);
     let jars = build::kafka::jars(layout, progress)?;
     let programs = postgres::programs(layout, progress)?;
     let kafka_parts = kafka::parts(layout, &jars, brokers);
-    let postgres_part = postgres::part(layout, &programs);
+    let postgres_part = postgres::part(layout, &programs, is_small);
     check_new_ports(lab, kafka_parts.iter().chain([&postgres_part]))?;
     progress.step("start Kafka and PostgreSQL", |step| {
         step.detail("Kafka");
         for part in kafka_parts {
             bring(layout, lab, part, |part| {
-                kafka::prepare(layout, part, brokers)
+                kafka::prepare(layout, part, brokers, is_small)
             })?;
         }
         step.detail("PostgreSQL");
         bring(layout, lab, postgres_part, |part| {
-            postgres::prepare(layout, part, &programs)
+            postgres::prepare(layout, part, &programs, is_small)
         })?;
         step.detail("wait until PostgreSQL answers");
         lab.watch(
@@ -201,6 +208,18 @@ pub fn cut_part(layout: &Layout, name: &str, target: &str, answers: bool) -> Res
     cuts::cut(&mut Lab::load(layout)?, name, target, answers)
 }
 
+/// Fills the disk of a part, or makes room again.
+pub fn fill_part(layout: &Layout, name: &str, undo: bool) -> Result<()> {
+    let _lock = layout.lock(cache::LOCAL)?;
+    let mut lab = Lab::load(layout)?;
+    let folder = &lab.part_mut(name)?.cwd;
+    if undo {
+        return disks::make_room(folder);
+    }
+    println!("{} bytes are taken", disks::fill(folder)?);
+    Ok(())
+}
+
 /// Stops every part and removes its data.
 pub fn stop(layout: &Layout, progress: &Progress) -> Result<()> {
     let _lock = layout.lock(cache::LOCAL)?;
@@ -213,6 +232,7 @@ pub fn stop(layout: &Layout, progress: &Progress) -> Result<()> {
                 part.stop()
             })
         })?;
+        disks::unmount_below(&layout.run("local"))?;
         postgres::remove_data(layout)?;
     }
     cache::remove(&layout.run("local"))

@@ -15,7 +15,7 @@ use crate::build::go::HELM;
 use crate::cache::Layout;
 use crate::cluster::Cluster;
 use crate::local::{self, parts::Lab};
-use crate::machine::packages;
+use crate::machine::{is_root, packages};
 use crate::progress::Progress;
 use crate::suites::report::{Counts, Line};
 use crate::suites::table::{Need, Suite, Work};
@@ -153,6 +153,8 @@ impl Runner<'_> {
         }
         let options = LocalOptions {
             brokers: need.brokers(),
+            // Faults fill them. Who may not mount file systems gets a suite that says so.
+            small_disks: need == Need::ThreeBrokers && is_root(),
             ..lab.options(need == Need::Services)
         };
         local::up(self.layout, self.progress, &options)

@@ -8,6 +8,7 @@
 
 mod flusher;
 mod server;
+mod snapshots;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,14 +18,14 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 use futures::{FutureExt, StreamExt, stream};
-use kvcluster_crds::{Incarnation, SlotId};
+use kvcluster_crds::{Incarnation, Offset, SlotId};
 use kvcluster_node::effect::{Applied, Loaded, Versioned};
 use kvcluster_node::store::overlay::{SlotOverlay, merge};
 use kvcluster_node::store::{Progress, Row, Store, StoreError};
 use tokio::sync::{Notify, oneshot};
 use tokio::task::AbortHandle;
 
-pub use server::{How, SimSchema, Step, Tables};
+pub use server::{Begun, How, Restores, SimSchema, Step, Tables};
 
 use server::{Connection, unavailable};
 
@@ -41,6 +42,8 @@ struct Inner {
     /// Who waits until all is durable.
     waiting: Mutex<Vec<oneshot::Sender<()>>>,
     wake: Notify,
+    /// Held while a flush is under way.
+    flushing: tokio::sync::Mutex<()>,
     connected: AtomicBool,
     /// Whether the flusher could connect when it last tried: if not, reads fail at once.
     reachable: AtomicBool,
@@ -58,6 +61,7 @@ impl SimStore {
                 overlays: Mutex::default(),
                 waiting: Mutex::default(),
                 wake: Notify::new(),
+                flushing: tokio::sync::Mutex::default(),
                 connected: AtomicBool::new(false),
                 reachable: AtomicBool::new(false),
                 failure: Mutex::new(None),
@@ -167,6 +171,33 @@ impl Store for SimStore {
         self.load_slots(slots).boxed()
     }
 
+    fn stored(&self) -> BoxFuture<'_, Result<Vec<(SlotId, Offset)>, StoreError>> {
+        async { self.inner.reader().await?.stored().await }.boxed()
+    }
+
+    fn unload(&self, slot: SlotId) -> BoxFuture<'_, ()> {
+        async move {
+            let _no_flush = self.inner.flushing.lock().await;
+            lock(&self.inner.overlays).remove(&slot);
+        }
+        .boxed()
+    }
+
+    fn remove(&self, slot: SlotId) -> BoxFuture<'_, Result<(), StoreError>> {
+        async move {
+            if lock(&self.inner.overlays).contains_key(&slot) {
+                return Err(StoreError::Schema(format!("slot {slot} is loaded")));
+            }
+            let connection = self.inner.reader().await?;
+            connection.remove(self.inner.incarnation, slot).await
+        }
+        .boxed()
+    }
+
+    fn sizes(&self) -> BoxFuture<'_, Result<Vec<(SlotId, u64)>, StoreError>> {
+        async { self.inner.reader().await?.sizes().await }.boxed()
+    }
+
     fn apply(&self, applied: Applied) {
         self.inner
             .with(applied.slot, |overlay| overlay.apply(&applied))
@@ -258,7 +289,6 @@ fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
 mod tests {
     use std::time::Duration;
 
-    use kvcluster_crds::Offset;
     use kvcluster_node::effect::{Effect, SlotPosition};
 
     use super::*;

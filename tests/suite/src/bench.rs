@@ -1,10 +1,12 @@
 //! `bench slots`: the measured table from which the default of `slots` is chosen: throughput and latency of classic PUT over slots and
-//! connections. `bench bootstrap`: how long a replica without state takes, see `bench/bootstrap.rs`.
+//! connections. `bench bootstrap`: how long a replica without state takes, see `bench/bootstrap.rs`. `bench restart`: how long a
+//! restarted node takes until it answers reads itself, see `bench/restart.rs`.
 //!
 //! Each round brings up a store of its own for each number of slots, one after the other, so that a slow minute of the
 //! machine falls on all of them; the table shows medians over the rounds. Every measurement is one JSON line.
 
 mod bootstrap;
+mod restart;
 mod store;
 mod table;
 
@@ -26,6 +28,11 @@ const CONNECTIONS: [usize; 5] = [1, 4, 16, 64, 256];
 const ROUNDS: usize = 3;
 /// Keys of a bootstrap, unless `--keys` says otherwise.
 const KEYS: usize = 1_000_000;
+/// How often each key of a bootstrap was written, unless `--writes-per-key` says otherwise: once, and a log in which a quarter of
+/// the records is still alive.
+const WRITES_PER_KEY: [usize; 2] = [1, 4];
+/// Restarts by each signal, unless `--rounds` says otherwise.
+const RESTARTS: usize = 20;
 /// Writes of one measurement, by its connections: a few seconds each.
 const WRITES_PER_CONNECTION: usize = 200;
 /// Least and most writes of one measurement.
@@ -64,8 +71,9 @@ pub struct Measurement {
 #[derive(Debug, PartialEq, Eq)]
 struct Options {
     what: What,
-    rounds: usize,
+    rounds: Option<usize>,
     keys: usize,
+    writes_per_key: Vec<usize>,
     results: Option<PathBuf>,
 }
 
@@ -74,13 +82,15 @@ struct Options {
 enum What {
     Slots,
     Bootstrap,
+    Restart,
 }
 
 fn parse(arguments: impl Iterator<Item = String>) -> Result<Options> {
     let mut options = Options {
         what: What::Slots,
-        rounds: ROUNDS,
+        rounds: None,
         keys: KEYS,
+        writes_per_key: WRITES_PER_KEY.to_vec(),
         results: None,
     };
     let mut arguments = arguments;
@@ -91,29 +101,44 @@ fn parse(arguments: impl Iterator<Item = String>) -> Result<Options> {
                 .with_context(|| format!("{argument} needs a value"))
         };
         match argument.as_str() {
-            "--rounds" => options.rounds = value()?.parse().context("--rounds takes a number")?,
+            "--rounds" => {
+                options.rounds = Some(value()?.parse().context("--rounds takes a number")?);
+            }
             "--keys" => options.keys = value()?.parse().context("--keys takes a number")?,
+            "--writes-per-key" => {
+                let numbers: Result<_, _> = value()?.split(',').map(str::parse).collect();
+                options.writes_per_key = numbers.context("--writes-per-key takes numbers: 1,4")?;
+            }
             "--results" => options.results = Some(value()?.into()),
             "slots" => options.what = What::Slots,
             "bootstrap" => options.what = What::Bootstrap,
+            "restart" => options.what = What::Restart,
             _ => bail!(
-                "unknown argument {argument:?}; usage: bench [slots | bootstrap [--keys N]] [--rounds N] [--results FILE]"
+                "unknown argument {argument:?}; usage: bench [slots | bootstrap [--keys N] [--writes-per-key N,N] | restart] [--rounds N] [--results FILE]"
             ),
         }
     }
-    ensure!(options.rounds > 0, "--rounds must be at least 1");
+    ensure!(options.rounds != Some(0), "--rounds must be at least 1");
     ensure!(options.keys > 0, "--keys must be at least 1");
+    let mut before = 0;
+    for writes in &options.writes_per_key {
+        ensure!(*writes > before, "--writes-per-key must grow, from 1");
+        before = *writes;
+    }
     Ok(options)
 }
 
 /// Measures everything, appends the lines to the results and prints the table.
 pub fn run(arguments: impl Iterator<Item = String>) -> Result<()> {
     let options = parse(arguments)?;
+    let rounds = |usual| options.rounds.unwrap_or(usual);
     match options.what {
-        What::Slots => slots(options.rounds, &options.results("slots")),
+        What::Slots => slots(rounds(ROUNDS), &options.results("slots")),
         What::Bootstrap => {
-            bootstrap::run(options.keys, options.rounds, &options.results("bootstrap"))
+            let (keys, writes) = (options.keys, &options.writes_per_key);
+            bootstrap::run(keys, writes, rounds(ROUNDS), &options.results("bootstrap"))
         }
+        What::Restart => restart::run(rounds(RESTARTS), &options.results("restart")),
     }
 }
 
@@ -222,8 +247,9 @@ mod tests {
             options,
             Options {
                 what: What::Slots,
-                rounds: 5,
+                rounds: Some(5),
                 keys: KEYS,
+                writes_per_key: WRITES_PER_KEY.to_vec(),
                 results: Some("/r".into())
             }
         );
@@ -234,7 +260,16 @@ mod tests {
                 .results("bootstrap")
                 .ends_with("results/bootstrap.jsonl")
         );
-        assert_eq!(parsed(&[]).expect("defaults").rounds, ROUNDS);
+        let options = parsed(&["bootstrap", "--writes-per-key", "1,3,8"]).expect("all known");
+        assert_eq!(options.writes_per_key, [1, 3, 8]);
+        for wrong in ["0", "2,2", "4,1", "x", ""] {
+            assert!(
+                parsed(&["bootstrap", "--writes-per-key", wrong]).is_err(),
+                "{wrong}"
+            );
+        }
+        assert_eq!(parsed(&["restart"]).expect("known").what, What::Restart);
+        assert_eq!(parsed(&[]).expect("defaults").rounds, None);
         assert!(parsed(&["--rounds"]).is_err() && parsed(&["--rounds", "0"]).is_err());
         assert!(parsed(&["bootstrap", "--keys", "0"]).is_err());
         assert!(parsed(&["--loud"]).is_err());

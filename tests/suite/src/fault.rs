@@ -1,8 +1,10 @@
 //! Faults of a running local store: each is made, held for a while and taken back, and says what shows that it happened.
 
+mod disk;
+
 use std::process::Command;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use fastrand::Rng;
@@ -10,12 +12,14 @@ use kvcluster_crds::NodeId;
 use kvcluster_crds::slot::slot_of_key;
 
 use crate::lab::{self, Lab, SCHEMA_PREFIX};
-use crate::{check, election, poll, processes};
+use crate::{check, election, kafka, poll, processes};
 
 /// Longest time until each slot has a leader, when a fault is to hit one: another fault may be held.
 const LEADER_LIMIT: Duration = Duration::from_secs(10);
 /// Longest run of `kill`.
 const KILL_LIMIT: Duration = Duration::from_secs(5);
+/// Time between two moves of Kafka's leaders: a client has found the new ones by then.
+const MOVE_EVERY: Duration = Duration::from_millis(500);
 
 /// A kind of fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -56,6 +60,14 @@ pub enum Fault {
     BrokerPaused,
     /// A broker's packets to the other brokers are lost.
     BrokerIsolated,
+    /// Leaders of the log's partitions move to other brokers, several times, while all brokers are well.
+    LeadersMoved,
+    /// The disk of a broker is full: it ends, and returns when there is room.
+    BrokerDiskFull,
+    /// The disks of all brokers are full.
+    KafkaDisksFull,
+    /// PostgreSQL's disk is full.
+    PostgresDiskFull,
     /// SIGKILL of PostgreSQL, and its return.
     PostgresKilled,
     /// PostgreSQL ends, rolling back what is open, and returns.
@@ -71,7 +83,7 @@ pub enum Fault {
 }
 
 /// Every kind.
-pub const ALL: [Fault; 24] = [
+pub const ALL: [Fault; 28] = [
     Fault::LeaderKilled,
     Fault::CutFromKafka,
     Fault::LeaderPaused,
@@ -96,6 +108,10 @@ pub const ALL: [Fault; 24] = [
     Fault::BrokerStopsGracefully,
     Fault::PostgresRestarted,
     Fault::StatementsHang,
+    Fault::LeadersMoved,
+    Fault::PostgresDiskFull,
+    Fault::BrokerDiskFull,
+    Fault::KafkaDisksFull,
 ];
 
 /// What a fault is done to.
@@ -138,8 +154,14 @@ impl Fault {
             | Self::CutFromPeers
             | Self::PeersCutFromLeader
             | Self::BrokerIsolated => Of::Connections,
-            Self::BrokerKilled | Self::BrokerStopsGracefully | Self::BrokerPaused => Of::Brokers,
+            Self::BrokerKilled
+            | Self::BrokerStopsGracefully
+            | Self::BrokerPaused
+            | Self::LeadersMoved
+            | Self::BrokerDiskFull
+            | Self::KafkaDisksFull => Of::Brokers,
             Self::PostgresKilled
+            | Self::PostgresDiskFull
             | Self::PostgresRestarted
             | Self::ConnectionsEnded
             | Self::FlushBlocked
@@ -178,6 +200,7 @@ impl Plan {
             Fault::LeaderPausedShortly => 100..400,
             Fault::LeaderPaused | Fault::AllNodesPaused => 900..2_500,
             Fault::BrokerPaused | Fault::BrokerIsolated => 1_500..3_500,
+            Fault::BrokerDiskFull | Fault::KafkaDisksFull | Fault::PostgresDiskFull => 2_500..5_000,
             _ => 300..2_500,
         };
         Self {
@@ -243,6 +266,15 @@ impl Plan {
             Fault::BrokerKilled => self.kill(&[broker]),
             Fault::BrokerStopsGracefully => stop(&broker, "TERM"),
             Fault::BrokerPaused => self.pause(&[broker]),
+            Fault::LeadersMoved => self.move_leaders(&lab),
+            Fault::BrokerDiskFull => disk::fill(&lab, &[broker], self),
+            Fault::KafkaDisksFull => {
+                let all: Vec<_> = (0..lab.brokers()?)
+                    .map(|id| format!("kafka-{id}"))
+                    .collect();
+                disk::fill(&lab, &all, self)
+            }
+            Fault::PostgresDiskFull => disk::fill(&lab, &["postgres".to_owned()], self),
             Fault::BrokerIsolated => self.cut(&broker, "kafka", false),
             Fault::PostgresKilled => self.kill(&["postgres".to_owned()]),
             Fault::PostgresRestarted => stop("postgres", "INT"),
@@ -293,6 +325,21 @@ impl Plan {
         lab::cut(part, target, answers)?;
         thread::sleep(self.held);
         Ok(Done::of(part, String::new()))
+    }
+
+    fn move_leaders(&self, lab: &Lab) -> Result<Done> {
+        let topic = lab.names().log_topic();
+        let begun = Instant::now();
+        let mut moved = 0;
+        while begun.elapsed() < self.held {
+            moved += kafka::move_leaders(lab.kafka()?, &topic)?;
+            thread::sleep(MOVE_EVERY);
+        }
+        Ok(Done::counted(
+            "kafka",
+            moved,
+            "partitions got another leader",
+        ))
     }
 
     fn block_flush(&self, lab: &Lab, node: u32) -> Result<Done> {

@@ -168,6 +168,12 @@ pub fn cut(part: &str, target: &str, answers: bool) -> Result<()> {
     command(&arguments).map(drop)
 }
 
+/// Fills the disk of a part of `local`, or makes room again.
+pub fn fill(part: &str, undo: bool) -> Result<()> {
+    let arguments = ["fill", part, "--undo"];
+    command(&arguments[..if undo { 3 } else { 2 }]).map(drop)
+}
+
 /// Starts the nodes of `local` anew with the program that has a deliberate mistake, or with their own.
 pub fn restart_nodes(mistake: Option<&str>) -> Result<()> {
     let variable = format!("KVCLUSTER_SEEDED_BUG={}", mistake.unwrap_or_default());
@@ -184,6 +190,12 @@ pub fn restart_nodes(mistake: Option<&str>) -> Result<()> {
         &seeded[..1]
     })
     .map(drop)
+}
+
+/// Starts the nodes of `local` anew with a variable of another value.
+pub fn restart_nodes_with(variable: &str, value: &str) -> Result<()> {
+    let variable = format!("{variable}={value}");
+    command(&["nodes", "--program", "kvcluster-node", "--env", &variable]).map(drop)
 }
 
 /// Takes back every cut; how many packets they dropped.

@@ -9,6 +9,7 @@ pub mod election;
 pub mod fault;
 pub mod history;
 pub mod http;
+pub mod kafka;
 pub mod kube;
 pub mod lab;
 pub mod load;

@@ -15,6 +15,8 @@ mod faults;
 mod hand_over;
 #[path = "local/kafka_returns.rs"]
 mod kafka_returns;
+#[path = "local/larger_than_cache.rs"]
+mod larger_than_cache;
 #[path = "local/levels.rs"]
 mod levels;
 #[path = "local/memory_limit.rs"]

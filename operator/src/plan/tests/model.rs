@@ -71,6 +71,7 @@ impl Model {
             asked: (0..ASKED).map(NodeId).collect(),
             objects: Some(Ok(ObjectsView::default())),
             nodes: BTreeMap::new(),
+            troubled_since: BTreeMap::new(),
             topics_absent_passes: 0,
             failure: None,
         };
@@ -263,6 +264,11 @@ impl Model {
                 self.objects().pods.remove(&node);
                 self.objects().housed.remove(&node);
                 self.world.nodes.insert(node, Err(NodeTrouble::NoPod));
+            }
+            Step::ForceDeletePod { node, uid, .. } => {
+                let pod = self.objects().pods.remove(node).expect("a pod");
+                assert_eq!(&pod.uid, uid);
+                self.start_pod(*node);
             }
             Step::DeleteSecret { node, uid, .. } => {
                 if let Some(secret) = self.secrets().remove(node) {

@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 use crate::cache::{self, Layout};
+use crate::local::disks;
 use crate::local::parts::{Part, log_file};
 use crate::shell;
 
@@ -38,10 +39,17 @@ pub fn parts(layout: &Layout, jars: &Path, brokers: u16) -> Vec<Part> {
         .collect()
 }
 
+/// A small disk of a broker, MiB: what a run of the suites writes, some times over.
+const DISK_MIB: u32 = 384;
+
 /// Writes a broker's properties and formats its storage.
-pub fn prepare(layout: &Layout, part: &Part, brokers: u16) -> Result<()> {
+pub fn prepare(layout: &Layout, part: &Part, brokers: u16, is_small: bool) -> Result<()> {
     let broker = part.ports[0] - CLIENT_PORT;
+    disks::unmount_below(&part.cwd)?;
     cache::remove(&part.cwd)?;
+    if is_small {
+        disks::mount(&part.cwd, DISK_MIB)?;
+    }
     let file = part.cwd.join("server.properties");
     cache::write(&file, properties(broker, brokers, &part.cwd.join("data")))?;
     let mut words: Vec<&str> = part.argv.iter().map(String::as_str).collect();

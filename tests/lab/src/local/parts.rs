@@ -100,6 +100,7 @@ impl Lab {
             nodes,
             brokers,
             only_services,
+            small_disks: false,
         }
     }
 

@@ -9,6 +9,7 @@ use std::process::Command;
 use anyhow::{Context, Result};
 
 use crate::cache::{self, Layout};
+use crate::local::disks;
 use crate::local::parts::{Part, log_file};
 use crate::machine::{is_root, packages, tools};
 use crate::progress::Progress;
@@ -36,8 +37,13 @@ pub fn programs(layout: &Layout, progress: &Progress) -> Result<PathBuf> {
     })
 }
 
+/// A small disk, MiB: three times the log of changes that it keeps, and what a run of the suites stores.
+const DISK_MIB: u32 = 512;
+/// The size of PostgreSQL's log of changes at which it makes room in it, on a small disk.
+const SMALL_WAL: &str = "max_wal_size=96MB";
+
 /// The process.
-pub fn part(layout: &Layout, programs: &Path) -> Part {
+pub fn part(layout: &Layout, programs: &Path, is_small: bool) -> Part {
     let cwd = data_folder(layout);
     let port = PORT.to_string();
     let data = cwd.join("data").display().to_string();
@@ -53,11 +59,13 @@ pub fn part(layout: &Layout, programs: &Path) -> Part {
         "-k",
         "",
     ];
+    let small: &[&str] = if is_small { &["-c", SMALL_WAL] } else { &[] };
     Part {
         name: "postgres".to_owned(),
         argv: as_postgres()
             .iter()
             .chain(&server)
+            .chain(small)
             .map(|&word| word.to_owned())
             .collect(),
         env: BTreeMap::new(),
@@ -70,8 +78,12 @@ pub fn part(layout: &Layout, programs: &Path) -> Part {
 }
 
 /// Makes an empty data folder with the administrator `postgres`.
-pub fn prepare(layout: &Layout, part: &Part, programs: &Path) -> Result<()> {
+pub fn prepare(layout: &Layout, part: &Part, programs: &Path, is_small: bool) -> Result<()> {
+    disks::unmount_below(&part.cwd)?;
     cache::remove(&part.cwd)?;
+    if is_small {
+        disks::mount(&part.cwd, DISK_MIB)?;
+    }
     let password = part.cwd.join("password");
     cache::write(&password, PASSWORD)?;
     if is_root() {
@@ -107,6 +119,7 @@ pub fn answers(programs: &Path) -> bool {
 
 /// Removes the data.
 pub fn remove_data(layout: &Layout) -> Result<()> {
+    disks::unmount_below(&data_folder(layout))?;
     cache::remove(&data_folder(layout))?;
     if is_root() {
         cache::remove(Path::new(ROOT_DATA))

@@ -71,7 +71,7 @@ pub struct SimLog {
     shared: Arc<Shared>,
     client: usize,
     memory_is_full: Arc<dyn Fn() -> bool + Send + Sync>,
-    readers: Mutex<Vec<AbortHandle>>,
+    readers: Mutex<Vec<(SlotId, AbortHandle)>>,
 }
 
 impl SimLog {
@@ -164,13 +164,26 @@ impl SimLog {
 impl Log for SimLog {
     fn follow(&self, slots: Vec<Follow>) {
         for follow in slots {
-            let sink = follow.sink.clone();
-            let before = self.with(|client| client.sinks.insert(follow.slot, sink));
-            assert!(before.is_none(), "slot {} is followed twice", follow.slot);
+            let (slot, sink) = (follow.slot, follow.sink.clone());
+            let before = self.with(|client| client.sinks.insert(slot, sink));
+            // Once more after it was told that it is behind.
+            let same = |before: &Sink| before.fates.same_channel(&follow.sink.fates);
+            assert!(
+                before.as_ref().is_none_or(same),
+                "slot {slot} is followed twice"
+            );
             let full = Arc::clone(&self.memory_is_full);
             let task = reader::read(Arc::clone(&self.shared), self.client, follow, full);
             let mut readers = self.readers.lock().unwrap_or_else(PoisonError::into_inner);
-            readers.push(tokio::spawn(task).abort_handle());
+            readers.push((slot, tokio::spawn(task).abort_handle()));
+        }
+    }
+
+    fn unfollow(&self, slot: SlotId) {
+        self.with(|client| client.sinks.remove(&slot));
+        let mut readers = self.readers.lock().unwrap_or_else(PoisonError::into_inner);
+        for (_, reader) in readers.extract_if(.., |(of, _)| *of == slot) {
+            reader.abort();
         }
     }
 
@@ -202,7 +215,9 @@ impl Drop for SimLog {
             .readers
             .get_mut()
             .unwrap_or_else(PoisonError::into_inner);
-        readers.iter().for_each(AbortHandle::abort);
+        for (_, reader) in readers.iter() {
+            reader.abort();
+        }
         self.with(|client| {
             client.pending.clear();
             client.sinks.clear();

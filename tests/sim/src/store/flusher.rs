@@ -91,6 +91,8 @@ impl Flusher {
 
     async fn step(&mut self) -> Result<(), StoreError> {
         let begin = Instant::now();
+        let inner = Arc::clone(&self.inner);
+        let _flushing = inner.flushing.lock().await;
         let connection = if let Some(connection) = self.connection.take() {
             connection
         } else {

@@ -11,6 +11,7 @@ use kvcluster_node::slot::dedup::is_old;
 use kvcluster_node::store::StoreError;
 use kvcluster_node::store::batch::{Batch, SlotStep};
 
+use super::snapshots::Piece;
 use crate::log::Range;
 
 /// A step of a flush.
@@ -50,6 +51,35 @@ pub struct Tables {
     pub rows: BTreeMap<(SlotId, Bytes), Versioned>,
     /// `dedup`, by slot, time and version.
     pub dedup: BTreeMap<(SlotId, u64, i64), DedupEntry>,
+    /// `restore`: slots of which a snapshot is being taken.
+    pub restore: BTreeMap<SlotId, Begun>,
+}
+
+/// How far a snapshot was taken.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Begun {
+    /// The position that the slot will have.
+    pub position: SlotPosition,
+    /// The last key that is there.
+    pub after: Bytes,
+}
+
+/// What happened to the snapshots that were taken into a schema.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Restores {
+    /// Slots that were restored.
+    pub whole: u64,
+    /// Of these, put together from two cuts.
+    pub joined: u64,
+    /// Streams that ended too early after something of them was taken.
+    pub broken: u64,
+}
+
+/// A slot at one moment.
+pub(super) struct Cut {
+    pub(super) position: SlotPosition,
+    pub(super) rows: BTreeMap<Bytes, Versioned>,
+    pub(super) dedup: Vec<DedupEntry>,
 }
 
 /// One schema on one server; clones are the same one.
@@ -68,6 +98,7 @@ pub(super) struct Server {
     full: bool,
     fault: Option<(Step, How)>,
     latency: Range,
+    restores: Restores,
     rng: fastrand::Rng,
 }
 
@@ -89,6 +120,7 @@ impl SimSchema {
             full: false,
             fault: None,
             latency: Range::default(),
+            restores: Restores::default(),
             rng: fastrand::Rng::with_seed(seed),
         })))
     }
@@ -112,6 +144,16 @@ impl SimSchema {
     /// with SQL. Connections live on.
     pub fn overwrite(&self, tables: Tables) {
         self.lock().committed = vec![tables];
+    }
+
+    /// What became of the snapshots that were taken into it.
+    pub fn restores(&self) -> Restores {
+        self.lock().restores
+    }
+
+    /// Counts one of them.
+    pub(super) fn count_restore(&self, count: impl FnOnce(&mut Restores)) {
+        count(&mut self.lock().restores);
     }
 
     /// Why the schema is not one that this program may use; none when it is.
@@ -205,6 +247,16 @@ impl Server {
         self.committed.push(tables);
     }
 
+    /// The answer to a commit, unless that is to be lost.
+    fn answer_commit(&mut self) -> Result<(), StoreError> {
+        if self.fault == Some((Step::Commit, How::AnswerLost)) {
+            self.fault = None;
+            self.lose_connections();
+            return Err(unavailable("the connection was lost"));
+        }
+        Ok(())
+    }
+
     fn refuse_writes(&self) -> Result<(), StoreError> {
         if self.full {
             return Err(unavailable(
@@ -223,6 +275,13 @@ impl Server {
 }
 
 impl Tables {
+    fn rows_of(&self, slot: SlotId) -> BTreeMap<Bytes, Versioned> {
+        let rows = self.rows.range((slot, Bytes::new())..);
+        let rows = rows.take_while(|((at, _), _)| *at == slot);
+        let rows = rows.map(|((_, key), value)| (key.clone(), value.clone()));
+        rows.collect()
+    }
+
     /// What a slot whose time is `time_ms` still knows of requests.
     fn remembered(&self, slot: SlotId, time_ms: u64) -> Vec<DedupEntry> {
         let of_slot = self.dedup.range((slot, 0, 0)..=(slot, u64::MAX, i64::MAX));
@@ -252,7 +311,7 @@ pub(super) enum Outcome {
 
 impl Connection {
     /// A statement on its way: fails when the connection is lost meanwhile.
-    async fn statement(&self) -> Result<(), StoreError> {
+    pub(super) async fn statement(&self) -> Result<(), StoreError> {
         self.schema.pause().await;
         if self.schema.lock().session != self.session {
             return Err(unavailable("the connection was lost"));
@@ -320,6 +379,50 @@ impl Connection {
         Ok(loaded)
     }
 
+    /// The slots that have a row, and where they stand.
+    pub(super) async fn stored(&self) -> Result<Vec<(SlotId, Offset)>, StoreError> {
+        self.statement().await?;
+        let server = self.schema.lock();
+        let slots = server.now().slots.iter();
+        let place = |at: &SlotPosition| {
+            if at.needs_snapshot() {
+                Offset(0)
+            } else {
+                at.next_offset
+            }
+        };
+        Ok(slots.map(|(slot, at)| (*slot, place(at))).collect())
+    }
+
+    /// Bytes of keys and values.
+    pub(super) async fn sizes(&self) -> Result<Vec<(SlotId, u64)>, StoreError> {
+        self.statement().await?;
+        let server = self.schema.lock();
+        let mut sizes = BTreeMap::new();
+        for ((slot, key), row) in &server.now().rows {
+            *sizes.entry(*slot).or_default() += (key.len() + row.value.len()) as u64;
+        }
+        Ok(sizes.into_iter().collect())
+    }
+
+    /// Everything of a slot goes, for good.
+    pub(super) async fn remove(
+        &self,
+        incarnation: Incarnation,
+        slot: SlotId,
+    ) -> Result<(), StoreError> {
+        self.statement().await?;
+        let mut server = self.schema.lock();
+        server.owned(incarnation)?;
+        server.refuse_writes()?;
+        let mut tables = server.now().clone();
+        tables.slots.remove(&slot);
+        tables.rows.retain(|(at, _), _| *at != slot);
+        tables.dedup.retain(|(at, _, _), _| *at != slot);
+        server.commit(tables, true);
+        Ok(())
+    }
+
     /// The offsets of slots, with the owner looked at.
     pub(super) async fn offsets(
         &self,
@@ -380,12 +483,7 @@ impl Connection {
                 .insert((slot, key.clone()), Versioned { value, version });
         }
         server.commit(tables, durable);
-        if server.fault == Some((Step::Commit, How::AnswerLost)) {
-            server.fault = None;
-            server.lose_connections();
-            return Err(unavailable("the connection was lost"));
-        }
-        Ok(Outcome::Written)
+        server.answer_commit().map(|()| Outcome::Written)
     }
 
     /// One row.
@@ -409,10 +507,102 @@ impl Connection {
         let tables = server.now();
         let stored = tables.slots.get(&slot);
         let stored = stored.ok_or_else(|| unavailable("the slot has no row"))?;
-        let rows = tables.rows.range((slot, Bytes::new())..);
-        let rows = rows.take_while(|((at, _), _)| *at == slot);
-        let rows = rows.map(|((_, key), value)| (key.clone(), value.clone()));
-        Ok((stored.next_offset, rows.collect()))
+        Ok((stored.next_offset, tables.rows_of(slot)))
+    }
+
+    /// A slot as of one moment, with all that belongs to it; none where it is not stored.
+    pub(super) async fn snapshot(&self, slot: SlotId) -> Result<Option<Cut>, StoreError> {
+        self.statement().await?;
+        let server = self.schema.lock();
+        let tables = server.now();
+        let cut = tables.slots.get(&slot).map(|position| Cut {
+            position: position.clone(),
+            rows: tables.rows_of(slot),
+            dedup: tables.remembered(slot, position.time_ms),
+        });
+        Ok(cut)
+    }
+
+    /// How far the snapshot of a slot was taken.
+    pub(super) async fn begun(&self, slot: SlotId) -> Result<Option<Begun>, StoreError> {
+        self.statement().await?;
+        Ok(self.schema.lock().now().restore.get(&slot).cloned())
+    }
+
+    /// Some rows of a snapshot, and how far it has come, in one transaction. The first one takes away what was there.
+    pub(super) async fn keep(
+        &self,
+        incarnation: Incarnation,
+        slot: SlotId,
+        is_first: bool,
+        piece: Piece,
+        begun: Begun,
+    ) -> Result<(), StoreError> {
+        self.step(Step::Owner).await?;
+        self.step(Step::Rows).await?;
+        self.change(incarnation, false, |tables| {
+            if is_first {
+                tables.rows.retain(|(at, _), _| *at != slot);
+                tables.dedup.retain(|(at, _, _), _| *at != slot);
+                let mark = SlotPosition {
+                    whole_at: Some(SlotPosition::NO_SNAPSHOT_YET),
+                    ..SlotPosition::start()
+                };
+                tables.slots.insert(slot, mark);
+            }
+            let rows = piece.rows.into_iter();
+            tables
+                .rows
+                .extend(rows.map(|(key, value)| ((slot, key), value)));
+            for entry in piece.dedup {
+                let place = (slot, entry.time_ms, entry.version.0);
+                tables.dedup.insert(place, entry);
+            }
+            tables.restore.insert(slot, begun);
+            Ok(())
+        })
+        .await
+    }
+
+    /// The snapshot is whole: the slot stands where it was cut, durably.
+    pub(super) async fn end_restore(
+        &self,
+        incarnation: Incarnation,
+        slot: SlotId,
+    ) -> Result<(), StoreError> {
+        self.step(Step::Owner).await?;
+        self.step(Step::Offsets).await?;
+        self.change(incarnation, true, |tables| {
+            let stored = tables.slots.get_mut(&slot);
+            let stored = stored.filter(|stored| stored.needs_snapshot());
+            match (stored, tables.restore.remove(&slot)) {
+                (Some(stored), Some(begun)) => {
+                    *stored = begun.position;
+                    Ok(())
+                }
+                _ => Err(StoreError::Schema(format!(
+                    "slot {slot} was changed while it was restored"
+                ))),
+            }
+        })
+        .await
+    }
+
+    /// Commits a change, at one moment.
+    async fn change(
+        &self,
+        incarnation: Incarnation,
+        durable: bool,
+        change: impl FnOnce(&mut Tables) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
+        self.step(Step::Commit).await?;
+        let mut server = self.schema.lock();
+        server.owned(incarnation)?;
+        server.refuse_writes()?;
+        let mut tables = server.now().clone();
+        change(&mut tables)?;
+        server.commit(tables, durable);
+        server.answer_commit()
     }
 
     /// Whether it still lives.

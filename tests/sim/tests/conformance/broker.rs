@@ -240,6 +240,17 @@ impl Follower {
         }
     }
 
+    /// Whether the log lets go of it, and gave it no record until then.
+    pub(crate) async fn is_hung_up(&mut self) -> bool {
+        loop {
+            match patiently("the log lets go of a slot", self.records.recv()).await {
+                Some(Input::End(_) | Input::CaughtUp) => {}
+                Some(_) => return false,
+                None => return true,
+            }
+        }
+    }
+
     /// Whether no fate waits.
     pub(crate) fn has_no_fate(&mut self) -> bool {
         self.fates.try_recv().is_err()

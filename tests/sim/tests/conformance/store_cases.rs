@@ -3,6 +3,7 @@
 mod applying;
 mod failing;
 mod flushing;
+mod leaving;
 mod owning;
 mod remembering;
 mod scanning;
@@ -21,6 +22,7 @@ pub(crate) fn all() -> Vec<StoreCase> {
         owning::cases(),
         failing::cases(),
         remembering::cases(),
+        leaving::cases(),
     ]
     .into_iter()
     .flatten()

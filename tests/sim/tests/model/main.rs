@@ -12,6 +12,7 @@
     reason = "the numbers of a test are small"
 )]
 
+mod assignments;
 #[cfg(feature = "seeded-bugs")]
 mod seeded;
 mod storage;

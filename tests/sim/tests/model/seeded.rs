@@ -5,7 +5,7 @@ use stateright::Checker;
 
 use super::{
     Exploration, HAND_OVER, HAND_OVER_READS, MISHAPS, READS_BY_LEASE, READS_BY_RECORD, RENEWED,
-    RESTARTS, RETRIES, SAFE, TWO_ELECTIONS, storage,
+    RESTARTS, RETRIES, SAFE, TWO_ELECTIONS, assignments, storage,
 };
 
 const CAUGHT_BY: [(Bug, Exploration); seeded::ALL.len() + seeded::RETRIES.len()] = [
@@ -46,6 +46,17 @@ fn seeded_bugs_have_counterexamples() {
     for bug in seeded::STORAGE {
         seeded::set(Some(bug));
         match storage::explore().discovery(SAFE) {
+            Some(path) => {
+                let wrong = path.last_state().wrong.clone().unwrap_or_default();
+                let steps = path.into_actions();
+                println!("{bug:?}: {wrong}, after {} steps: {steps:?}", steps.len());
+            }
+            None => missed.push(bug),
+        }
+    }
+    for bug in seeded::ASSIGNMENTS {
+        seeded::set(Some(bug));
+        match assignments::explore().discovery(assignments::ONE_TABLE) {
             Some(path) => {
                 let wrong = path.last_state().wrong.clone().unwrap_or_default();
                 let steps = path.into_actions();

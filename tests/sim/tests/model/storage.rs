@@ -148,6 +148,7 @@ impl Slot {
             lease_ms: 300,
             reads_by_lease: true,
             dedup_entries_max: 0,
+            life: 0,
         };
         let mut machine = SlotMachine::new(settings, Loaded::start(), 0);
         let loaded = Loaded {

@@ -735,6 +735,7 @@ fn machine(limits: &Limits, index: usize, life: u64, loaded: Loaded, now: u64) -
         lease_ms: limits.lease_ms[index],
         reads_by_lease: limits.reads_by_lease,
         dedup_entries_max: usize::from(limits.retries),
+        life: 0,
     };
     SlotMachine::new(settings, loaded, now)
 }

@@ -7,6 +7,7 @@ use kvcluster_crds::SlotId;
 use kvcluster_node::effect::{Effect, SlotPosition, Versioned};
 use kvcluster_node::log::codec::{Body, Entry};
 use kvcluster_sim::rule::Rule;
+use kvcluster_sim::store::Restores;
 use kvcluster_suite::history::linear::{self, Verdict};
 use kvcluster_suite::history::resolve::{Change, resolve};
 use kvcluster_suite::history::{Action, End, Ended, pair};
@@ -27,6 +28,7 @@ struct Truth {
 /// Says what is wrong.
 pub(crate) fn check(world: &World) -> Result<(), String> {
     let truth = truth(world);
+    note_restores(world);
     for (number, schema) in world.services.schemas.iter().enumerate() {
         let tables = schema.tables();
         if tables.slots != truth.positions {
@@ -53,6 +55,20 @@ pub(crate) fn check(world: &World) -> Result<(), String> {
         }
     }
     Ok(())
+}
+
+/// Notes what became of the snapshots that were taken.
+fn note_restores(world: &World) {
+    for schema in world.services.schemas.iter() {
+        let Restores {
+            whole,
+            joined,
+            broken,
+        } = schema.restores();
+        world.seen.reach_times(Point::SlotRestored, whole);
+        world.seen.reach_times(Point::RestoredFromTwoCuts, joined);
+        world.seen.reach_times(Point::SnapshotBrokenOff, broken);
+    }
 }
 
 /// Judges every log once more, by a judge that shares nothing with the product.

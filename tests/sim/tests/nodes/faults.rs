@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use kvcluster_crds::{Offset, SlotId};
+use kvcluster_crds::{NodeId, Offset, SlotAssignment, SlotId, SlotRole};
 use kvcluster_sim::log::{Cut, Delays};
-use kvcluster_sim::store::{How, Step};
+use kvcluster_sim::store::{How, Step, Tables};
 use tokio::time::{Instant, sleep};
 
-use crate::node::{Node, SLOTS};
+use crate::node::{Node, SLOTS, node_id};
 use crate::seen::Point;
 use crate::world::{NODES, World};
 
@@ -47,9 +47,12 @@ enum Fault {
     Foreign(SlotId),
     Marker(SlotId),
     Trim(SlotId),
+    Move(SlotId),
+    TrimPast(SlotId, usize),
+    LoseSchema(usize),
 }
 
-const KINDS: u8 = 22;
+const KINDS: u8 = 24;
 
 impl World {
     /// Makes trouble until `until`, and takes it all back.
@@ -106,6 +109,10 @@ impl World {
             18 => Fault::Foreign(slot),
             19 => Fault::Marker(slot),
             20 => Fault::LoseHeartbeats(node),
+            21 => Fault::TrimPast(slot, node),
+            22 if self.moves => Fault::Move(slot),
+            22 => Fault::LoseSchema(node),
+            23 if self.moves => Fault::Move(slot),
             _ => Fault::Trim(slot),
         }
     }
@@ -127,6 +134,7 @@ impl World {
                 self.reach_if_leader(node, Point::LeaderPaused);
                 self.with(node, |node| node.life.pause());
             }
+            Fault::LoseSchema(node) => self.lose_schema(node),
             Fault::CutPeers(from, to) => self.services.network.cut(from, to),
             Fault::CutOffPeers(node) => {
                 for other in (0..NODES).filter(|other| *other != node) {
@@ -196,14 +204,16 @@ impl World {
             Fault::Marker(slot) => {
                 self.services.broker.append_marker(slot);
             }
-            Fault::Trim(slot) => self.trim(slot),
+            Fault::Trim(slot) => self.trim(slot, None),
+            Fault::TrimPast(slot, node) => self.trim(slot, Some(node)),
+            Fault::Move(slot) => self.change_replicas(slot),
             other => unreachable!("{other:?} is begun elsewhere"),
         }
     }
 
     fn end(&mut self, fault: Fault) {
         match fault {
-            Fault::Kill(node) | Fault::Stop(node) => self.start(node),
+            Fault::Kill(node) | Fault::Stop(node) | Fault::LoseSchema(node) => self.start(node),
             Fault::Pause(node) => self.with(node, |node| node.life.resume()),
             Fault::CutPeers(..)
             | Fault::CutOffPeers(_)
@@ -247,20 +257,79 @@ impl World {
             | Fault::RefuseFlush(..)
             | Fault::Foreign(_)
             | Fault::Marker(_)
-            | Fault::Trim(_) => {}
+            | Fault::Trim(_)
+            | Fault::TrimPast(..)
+            | Fault::Move(_) => {}
         }
     }
 
-    /// Trims as the operator may: below what every replica has durably, and not the record before.
-    fn trim(&self, slot: SlotId) {
-        let durable = self.services.schemas.iter().map(|schema| {
-            let slots = schema.durable_tables().slots;
-            slots.get(&slot).map_or(0, |at| at.next_offset.0)
-        });
-        let least = durable.min().unwrap_or(0);
+    /// Trims as a leader may: below what every replica has durably, and not the record before. One that was not heard of for
+    /// long does not hold the log when the two others have its part.
+    fn trim(&self, slot: SlotId, lost: Option<usize>) {
+        let durable: Vec<i64> = (0..NODES).map(|node| self.durable(node, slot)).collect();
+        let others = (0..NODES).filter(|node| Some(*node) != lost);
+        let least = others.map(|node| durable[node]).min().unwrap_or(0);
         if least > 1 {
             self.seen.reach(Point::LogTrimmed);
+            if lost.is_some_and(|lost| durable[lost] < least) {
+                self.seen.reach(Point::TrimmedPastAReplica);
+            }
             self.services.broker.trim(slot, Offset(least - 1));
+        }
+    }
+
+    /// Other voters, learners and another preferred leader, whoever has the slot now and however far they are: only service
+    /// may suffer by that.
+    fn change_replicas(&mut self, slot: SlotId) {
+        let mut nodes: Vec<NodeId> = (0..NODES).map(node_id).collect();
+        self.rng.shuffle(&mut nodes);
+        let learners = nodes.split_off(self.rng.usize(1..=NODES));
+        let learners = if self.rng.bool() {
+            learners
+        } else {
+            Vec::new()
+        };
+        let leads = |node: &Node| {
+            let slots = node.status().slots;
+            slots
+                .iter()
+                .any(|at| at.slot == slot && at.role == SlotRole::Leader)
+        };
+        let mut running = self.nodes.iter().flatten();
+        let leader = running.find(|node| leads(node));
+        if leader.is_some_and(|leader| !nodes.contains(&node_id(leader.number))) {
+            self.seen.reach(Point::LeaderMovedAway);
+        }
+        self.assign(|assignment| {
+            assignment.slots[slot.index()] = SlotAssignment {
+                preferred_leader: nodes[0],
+                voters: nodes,
+                learners,
+            };
+        });
+    }
+
+    /// Up to where a node has a slot for good.
+    fn durable(&self, node: usize, slot: SlotId) -> i64 {
+        let slots = self.services.schemas[node].durable_tables().slots;
+        slots.get(&slot).map_or(0, |at| at.next_offset.0)
+    }
+
+    /// A process and all that it stored are gone, where another node has each slot for good: what is lost everywhere, and
+    /// trimmed, nobody brings back.
+    fn lose_schema(&mut self, node: usize) {
+        let has_all = |other: usize| {
+            let slots = self.services.schemas[other].durable_tables().slots;
+            crate::node::slots().all(|slot| {
+                let (start, _) = self.services.broker.ends(slot);
+                let stored = slots.get(&slot);
+                stored.is_some_and(|at| at.whole_at.is_none() && at.next_offset > start)
+            })
+        };
+        if (0..NODES).any(|other| other != node && has_all(other)) {
+            self.kill(node);
+            self.seen.reach(Point::SchemaLost);
+            self.services.schemas[node].overwrite(Tables::default());
         }
     }
 
@@ -302,5 +371,8 @@ fn name(fault: Fault) -> &'static str {
         Fault::Foreign(_) => "foreign record",
         Fault::Marker(_) => "marker",
         Fault::Trim(_) => "trim",
+        Fault::Move(_) => "move",
+        Fault::TrimPast(..) => "trim past a replica",
+        Fault::LoseSchema(_) => "lose a schema",
     }
 }

@@ -59,6 +59,10 @@ impl Life {
         self.lock().dead
     }
 
+    pub(crate) fn is_paused(&self) -> bool {
+        self.lock().paused
+    }
+
     /// What went wrong in it that must never go wrong.
     pub(crate) fn panic(&self) -> Option<String> {
         self.lock().panic.clone()

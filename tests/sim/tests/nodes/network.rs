@@ -8,8 +8,8 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::{Body, Bytes, to_bytes};
 use axum::http::{Request, Response};
-use futures::FutureExt;
 use futures::future::BoxFuture;
+use futures::{FutureExt, StreamExt, stream};
 use http_body_util::Full;
 use kvcluster_node::peer::{PeerError, Transport};
 use tokio::sync::oneshot;
@@ -21,6 +21,13 @@ use crate::seen::{Point, Seen};
 /// How long a connection is tried, and how long sent bytes may stay unacknowledged: as the product's client has it.
 const CONNECT: Duration = Duration::from_millis(500);
 const UNACKNOWLEDGED: Duration = Duration::from_millis(1_500);
+
+/// Pause between two looks whether a process goes on.
+const PAUSED: Duration = Duration::from_millis(10);
+
+/// Of a hundred pieces of a snapshot so many do not come, and none behind them: snapshots are short here, and would seldom be met
+/// by a fault.
+const STREAM_BREAKS_PERCENT: u8 = 20;
 
 /// Who sends: a node, or a client that no cut concerns.
 pub(crate) type Sender = Option<usize>;
@@ -110,6 +117,8 @@ impl Network {
         request: Request<Body>,
     ) -> Result<Response<Body>, PeerError> {
         let host = self.connect(from, to).await?;
+        let is_stream = request.uri().path().ends_with("/snapshot");
+        let life = host.life.clone();
         self.delay().await;
         if self.is_cut(from, to) {
             return Err(self.unacknowledged(from, to).await);
@@ -118,6 +127,10 @@ impl Network {
         host.life.spawn(async move {
             let response = host.router.oneshot(request).await;
             let (head, body) = response.expect("it cannot fail").into_parts();
+            if is_stream {
+                let _ = answer.send(Response::from_parts(head, body));
+                return;
+            }
             // An answer that breaks off is none; and who does not wait any more does not need it.
             if let Ok(bytes) = to_bytes(body, usize::MAX).await {
                 let _ = answer.send(Response::from_parts(head, Body::from(bytes)));
@@ -134,7 +147,30 @@ impl Network {
             self.lock().seen.reach(Point::PeerAnswerLost);
             return Err(no_answer(to, "connection reset"));
         }
+        if is_stream && let Some(from) = from {
+            return Ok(response.map(|body| self.stream(from, to, life, body)));
+        }
         Ok(response)
+    }
+
+    /// A long answer, piece by piece, until the sender is gone or nothing passes any more.
+    fn stream(&self, from: usize, to: usize, life: Life, body: Body) -> Body {
+        let network = self.clone();
+        let pieces = stream::unfold(body.into_data_stream(), move |mut pieces| {
+            let (network, life) = (network.clone(), life.clone());
+            async move {
+                while life.is_paused() {
+                    tokio::time::sleep(PAUSED).await;
+                }
+                network.delay().await;
+                if life.is_dead() || network.is_cut(Some(to), from) || network.breaks_stream() {
+                    return Some((Err("connection reset".into()), pieces));
+                }
+                let piece = pieces.next().await?;
+                Some((piece.map_err(axum::BoxError::from), pieces))
+            }
+        });
+        Body::from_stream(pieces)
     }
 
     async fn connect(&self, from: Sender, to: usize) -> Result<Host, PeerError> {
@@ -172,6 +208,12 @@ impl Network {
         let mut state = self.lock();
         let roll = state.rng.u8(..100);
         roll < state.lost_answers
+    }
+
+    fn breaks_stream(&self) -> bool {
+        let mut state = self.lock();
+        let roll = state.rng.u8(..100);
+        roll < STREAM_BREAKS_PERCENT.max(state.lost_answers)
     }
 
     async fn delay(&self) {

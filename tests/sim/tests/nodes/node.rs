@@ -1,6 +1,7 @@
 //! One node: the product's registry, replicas and routers, over the simulated log and store.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
 use std::time::Duration;
 
 use kvcluster_crds::{Assignment, Incarnation, LogId, NodeId, NodeStatus, SlotId};
@@ -12,10 +13,11 @@ use kvcluster_node::metrics::Metrics;
 use kvcluster_node::peer::Peers;
 use kvcluster_node::runtime::clock::Clock;
 use kvcluster_node::runtime::host::Host;
+use kvcluster_node::runtime::hosting::{Hosting, until_available};
 use kvcluster_node::runtime::registry::{Registry, RegistryConfig};
 use kvcluster_node::runtime::restore::Restorer;
 use kvcluster_node::service::Slots;
-use kvcluster_node::store::{NoSnapshots, Store, StoreError};
+use kvcluster_node::store::{Snapshots, Store};
 use kvcluster_sim::log::{Cut, SimLog};
 use kvcluster_sim::store::SimStore;
 use tokio::sync::watch;
@@ -40,8 +42,10 @@ const UNFLUSHED_BYTES_MAX: u64 = 1 << 20;
 const WALL_MS: u64 = 1_700_000_000_000;
 /// Requests that a slot remembers at most.
 const DEDUP_ENTRIES_MAX: usize = 1_000;
-/// Pause before the store is asked again.
-const STORE_PAUSE: Duration = Duration::from_millis(500);
+/// For so long the rows of a slot stay that is assigned to others.
+const REMOVE_AFTER: Duration = Duration::from_millis(500);
+/// Most time until a node has read a new assignment, milliseconds.
+const ASSIGNMENT_READ_MS: u64 = 400;
 /// Longest wait of a graceful stop for its releases, and for its flush.
 const STOP_LIMIT: Duration = Duration::from_secs(2);
 
@@ -53,8 +57,6 @@ pub(crate) struct Node {
     pub(crate) log: Arc<SimLog>,
     store: Arc<SimStore>,
     stop: CancellationToken,
-    /// Its source of assignments, for as long as it lives.
-    _assignment: watch::Sender<Known>,
 }
 
 impl Node {
@@ -81,11 +83,8 @@ impl Node {
             store: Arc::clone(&store) as Arc<dyn Store>,
             clock: clock.clone(),
         }));
-        let (assignment, known) = watch::channel(Known {
-            assignment: Some(Arc::clone(&services.assignment)),
-            problem: None,
-        });
-        registry.set_assignment(known);
+        let known = follow(services, &life, incarnation);
+        registry.set_assignment(known.clone());
         let full = Arc::downgrade(&store);
         let log = services.broker.client(move || {
             let bytes = full.upgrade().map_or(0, |store| store.unflushed_bytes());
@@ -98,11 +97,10 @@ impl Node {
             log: Arc::new(log),
             store,
             stop: CancellationToken::new(),
-            _assignment: assignment,
         };
         node.listen(services, clock);
         node.beat(services);
-        node.host(services, reads_by_lease);
+        node.host(services, known, reads_by_lease);
         node
     }
 
@@ -114,7 +112,7 @@ impl Node {
         let api = Api {
             slots: Arc::clone(&self.registry) as Arc<dyn Slots>,
             store: Arc::clone(&self.store) as Arc<dyn Store>,
-            snapshots: Arc::new(NoSnapshots),
+            snapshots: Arc::clone(&self.store) as Arc<dyn Snapshots>,
             metrics: Metrics::new(),
             readiness: Readiness::new(),
             peers: Peers::over(Arc::new(way)),
@@ -152,13 +150,14 @@ impl Node {
         });
     }
 
-    /// Opens the store, loads the slots and runs their replicas. A store that can never go on ends the process.
-    fn host(&self, services: &Services, reads_by_lease: bool) {
+    /// Opens the store and hosts what the assignment gives. A store that can never go on ends the process.
+    fn host(&self, services: &Services, assignments: watch::Receiver<Known>, reads_by_lease: bool) {
         let way = Way {
             network: services.network.clone(),
             from: self.number,
         };
-        let (store, life) = (Arc::clone(&self.store), self.life.clone());
+        let peers = Peers::over(Arc::new(way));
+        let (store, registry) = (Arc::clone(&self.store), Arc::clone(&self.registry));
         let host = Host {
             registry: Arc::clone(&self.registry),
             log: Arc::clone(&self.log) as Arc<dyn Log>,
@@ -167,34 +166,29 @@ impl Node {
             lease_ms: LEASE_MS,
             reads_by_lease,
             dedup_entries_max: DEDUP_ENTRIES_MAX,
-            snapshot_from_records: i64::MAX,
+            begun: AtomicU32::new(0),
+            snapshot_from_records: services.snapshot_from_records,
             restorer: Restorer::new(
                 Arc::clone(&self.registry),
                 Arc::clone(&self.store) as Arc<dyn Store>,
-                Arc::new(NoSnapshots),
-                Peers::over(Arc::new(way)),
+                Arc::clone(&self.store) as Arc<dyn Snapshots>,
+                peers.clone(),
             ),
         };
+        let hosting = Hosting {
+            host,
+            assignments,
+            peers,
+            remove_after: REMOVE_AFTER,
+        };
         self.life.spawn(async move {
-            let missing = host.missing();
-            loop {
-                let loaded = match store.open().await {
-                    Ok(()) => store.load(&missing).await,
-                    Err(error) => Err(error),
-                };
-                match loaded {
-                    Ok(loaded) => {
-                        for (_, replica) in host.host(loaded) {
-                            life.spawn(replica);
-                        }
-                        break;
-                    }
-                    Err(StoreError::Unavailable(_)) => sleep(STORE_PAUSE).await,
-                    Err(error) => panic!("nobody else uses the schema: {error}"),
-                }
+            let opened = until_available(&registry, || store.open()).await;
+            opened.expect("nobody else uses the schema");
+            tokio::select! {
+                biased;
+                Err(error) = hosting.run() => panic!("{error}"),
+                error = store.failed() => panic!("the store cannot go on: {error}"),
             }
-            let error = store.failed().await;
-            panic!("the store cannot go on: {error}");
         });
     }
 
@@ -227,6 +221,25 @@ impl Node {
     pub(crate) fn cut(&self, cut: Cut) {
         self.log.cut(cut);
     }
+}
+
+/// A node's reader of the assignment topic: it sees the newest one, some time after it was published.
+fn follow(services: &Services, life: &Life, incarnation: Incarnation) -> watch::Receiver<Known> {
+    let mut published = services.assignments.subscribe();
+    let known = |assignment| Known {
+        assignment: Some(assignment),
+        problem: None,
+    };
+    let (sender, receiver) = watch::channel(known(Arc::clone(&published.borrow_and_update())));
+    let mut rng = fastrand::Rng::with_seed(incarnation.0);
+    life.spawn(async move {
+        while published.changed().await.is_ok() {
+            sleep(Duration::from_millis(rng.u64(..ASSIGNMENT_READ_MS))).await;
+            let newest = Arc::clone(&published.borrow_and_update());
+            sender.send_replace(known(newest));
+        }
+    });
+    receiver
 }
 
 /// Runs up to 4 % fast or slow, from a begin of its own.

@@ -9,7 +9,7 @@ const SEEDS_MAX: u64 = 600;
 
 /// Mistakes that whole nodes show within the seeds. The others take more exact timing than chance gives, or records that
 /// come twice, which Kafka's idempotent producers keep away: they are for the model and the simulation of the protocol.
-const NOTICED: [Bug; 7] = [
+const NOTICED: [Bug; 8] = [
     Bug::EpochUnchecked,
     Bug::BaseUnchecked,
     Bug::ContiguityUnchecked,
@@ -17,6 +17,7 @@ const NOTICED: [Bug; 7] = [
     Bug::UnknownTakenAsNone,
     Bug::ReadBackTakenAsFinal,
     Bug::ResumesOneLater,
+    Bug::SnapshotWithoutProtocol,
 ];
 
 /// One test for all: the switch is the whole process's.

@@ -19,6 +19,8 @@ pub(crate) enum Point {
     RecordIgnored,
     RecordOfAnotherProgram,
     LogTrimmed,
+    LeaderMovedAway,
+    ReplicaRemoved,
     CommitTakenBack,
     CommitAnswerLost,
     DiskFull,
@@ -32,11 +34,16 @@ pub(crate) enum Point {
     UnknownWriteDoesNot,
     ClientGaveUp,
     ReadFoundNothing,
+    SchemaLost,
+    TrimmedPastAReplica,
+    SlotRestored,
+    SnapshotBrokenOff,
+    RestoredFromTwoCuts,
 }
 
 use Point as P;
 
-pub(crate) const ALL: [Point; 26] = [
+pub(crate) const ALL: [Point; 33] = [
     P::LeaderKilled,
     P::LeaderPaused,
     P::LeaderStopped,
@@ -50,6 +57,8 @@ pub(crate) const ALL: [Point; 26] = [
     P::RecordIgnored,
     P::RecordOfAnotherProgram,
     P::LogTrimmed,
+    P::LeaderMovedAway,
+    P::ReplicaRemoved,
     P::CommitTakenBack,
     P::CommitAnswerLost,
     P::DiskFull,
@@ -63,6 +72,11 @@ pub(crate) const ALL: [Point; 26] = [
     P::UnknownWriteDoesNot,
     P::ClientGaveUp,
     P::ReadFoundNothing,
+    P::SchemaLost,
+    P::TrimmedPastAReplica,
+    P::SlotRestored,
+    P::SnapshotBrokenOff,
+    P::RestoredFromTwoCuts,
 ];
 
 /// How often each was met; clones count together.
@@ -75,8 +89,10 @@ impl Seen {
     }
 
     pub(crate) fn reach_times(&self, point: Point, times: u64) {
-        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        *counts.entry(point).or_default() += times;
+        if times > 0 {
+            let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            *counts.entry(point).or_default() += times;
+        }
     }
 
     pub(crate) fn counts(&self) -> BTreeMap<Point, u64> {

@@ -11,6 +11,7 @@ use kvcluster_node::runtime::registry::Registry;
 use kvcluster_sim::log::{Delays, SimBroker};
 use kvcluster_sim::store::SimSchema;
 use kvcluster_suite::history::Action;
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
 use crate::clients::{Client, History, KEYS};
@@ -23,6 +24,8 @@ use crate::seen::{Point, Seen};
 pub(crate) const NODES: usize = 3;
 /// Clients that ask at a time.
 const CLIENTS: usize = 8;
+/// Records from which on a replica would rather have a snapshot, in half of the runs: less than a run writes to a slot.
+const SNAPSHOT_FROM_RECORDS: i64 = 150;
 /// How long clients ask and faults happen.
 const CHAOS: Duration = Duration::from_secs(12);
 /// How long it may take until all is well again afterwards.
@@ -41,8 +44,10 @@ pub(crate) struct Services {
     pub(crate) broker: SimBroker,
     pub(crate) schemas: Arc<Vec<SimSchema>>,
     pub(crate) network: Network,
-    pub(crate) assignment: Arc<Assignment>,
+    pub(crate) assignments: Arc<watch::Sender<Arc<Assignment>>>,
     pub(crate) begin: Instant,
+    /// A replica that lacks more records asks for a snapshot.
+    pub(crate) snapshot_from_records: i64,
     bus: Arc<Mutex<Bus>>,
 }
 
@@ -66,6 +71,8 @@ pub(crate) struct World {
     /// Where the replicas of a node stood when its process ended.
     stood: BTreeMap<usize, Vec<i64>>,
     reads_by_lease: bool,
+    /// Whether replicas move in this run; if not, schemas are lost: both in one moment may lose the only one that has a record.
+    pub(crate) moves: bool,
 }
 
 impl World {
@@ -80,8 +87,13 @@ impl World {
             broker,
             schemas: Arc::new(schemas),
             network: Network::new(rng.fork(), points.clone()),
-            assignment: Arc::new(node::assignment(NODES)),
+            assignments: Arc::new(watch::Sender::new(Arc::new(node::assignment(NODES)))),
             begin,
+            snapshot_from_records: if rng.bool() {
+                SNAPSHOT_FROM_RECORDS
+            } else {
+                i64::MAX
+            },
             bus: Arc::new(Mutex::new(Bus {
                 listeners: BTreeMap::new(),
                 cut_off: BTreeSet::new(),
@@ -94,6 +106,7 @@ impl World {
             history: History::new(begin),
             seen: points,
             reads_by_lease: rng.u8(..4) != 0,
+            moves: rng.bool(),
             rng,
             incarnations: 0,
             lives: Vec::new(),
@@ -115,6 +128,7 @@ impl World {
             })
             .collect();
         self.make_trouble(until).await;
+        self.assign_all();
         for client in clients {
             client.await.map_err(|error| format!("a client: {error}"))?;
         }
@@ -156,6 +170,26 @@ impl World {
             self.services.network.leave(number);
             self.services.leave(number);
         }
+    }
+
+    /// The operator publishes another table.
+    pub(crate) fn assign(&self, change: impl FnOnce(&mut Assignment)) {
+        let schemas = self.services.schemas.iter();
+        let removed = schemas.map(|schema| SLOTS as usize - schema.tables().slots.len());
+        let removed = u64::try_from(removed.sum::<usize>()).expect("few");
+        self.seen.reach_times(Point::ReplicaRemoved, removed);
+        self.services.assignments.send_modify(|assignment| {
+            let mut next = Assignment::clone(assignment);
+            next.version += 1;
+            change(&mut next);
+            *assignment = Arc::new(next);
+        });
+    }
+
+    /// Every node has every slot again.
+    fn assign_all(&self) {
+        let all = node::assignment(NODES);
+        self.assign(|assignment| assignment.slots = all.slots);
     }
 
     pub(crate) fn use_usual_times(&self) {

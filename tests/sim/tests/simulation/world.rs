@@ -208,6 +208,7 @@ impl World {
             lease_ms: LEASE_MS,
             reads_by_lease: !self.random.chance(100),
             dedup_entries_max: usize::MAX,
+            life: 0,
         };
         let now = clock_base + self.now / 1_000 * clock_rate;
         let wall_base_ms = WALL_MS + self.random.within(0, 5_000);

@@ -1,5 +1,11 @@
 //! How long a replica without state takes until it has everything durably: by a snapshot of another one, and by reading the
 //! same log. Both in turn, on one store of one slot, while a client goes on to write.
+//!
+//! A log holds every write, a snapshot what is left of them: how much quicker the snapshot is depends on how often a key was
+//! written. Where each was written once, snapshot and log carry the same rows, and the difference is the cost of a row by COPY
+//! against that of a row in a flush: it is the least that a snapshot wins. A store that lives has more records than keys, without bound; so the
+//! same keys are written again, all in turn, and both ways are measured once more at each number of writes per key that
+//! is asked for. Nothing is trimmed, or there would be no log to replay.
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -33,6 +39,8 @@ struct Bootstrap {
     by: &'static str,
     /// Keys of the slot when the measurement began.
     keys: usize,
+    /// How often each was written until then.
+    writes_per_key: usize,
     /// Records of its log at that time.
     records: i64,
     /// From the start of the process until it had all of that in PostgreSQL for good.
@@ -45,51 +53,82 @@ struct Bootstrap {
     errors: usize,
 }
 
-/// Measures, appends the lines to the results and prints the medians and their ratio.
-pub(super) fn run(keys: usize, rounds: usize, results: &PathBuf) -> Result<()> {
+/// Measures, appends the lines to the results and prints the medians and their ratio. `writes`: numbers of writes per key, ascending.
+pub(super) fn run(keys: usize, writes: &[usize], rounds: usize, results: &PathBuf) -> Result<()> {
     let commit = store::commit()?;
     let mut store = Store::start(1, 0)?;
-    for first in (0..keys).step_by(KEYS_AT_ONCE) {
-        let count = KEYS_AT_ONCE.min(keys - first);
-        let begun = Instant::now();
-        super::write(&store, count, CONNECTIONS, &format!("k{first}"))?;
-        let took = begun.elapsed();
-        eprintln!("{} of {keys} keys, {count} in {took:.1?}", first + count);
-    }
     let mut all: Vec<Bootstrap> = Vec::new();
-    for round in 0..rounds {
-        for (by, records_max) in [("snapshot", 0), ("log", NEVER)] {
-            let measured = measure(&mut store, by, records_max)?;
-            let line = Bootstrap {
-                commit: commit.clone(),
-                round,
-                keys,
-                ..measured
-            };
-            eprintln!("{line:?}");
-            super::append(results, &line)?;
-            all.push(line);
+    let mut written = 0;
+    for &writes_per_key in writes {
+        while written < writes_per_key {
+            load(&store, keys)?;
+            written += 1;
+        }
+        for round in 0..rounds {
+            for (by, records_max) in [("snapshot", 0), ("log", NEVER)] {
+                let measured = measure(&mut store, by, records_max)?;
+                let line = Bootstrap {
+                    commit: commit.clone(),
+                    round,
+                    keys,
+                    writes_per_key,
+                    ..measured
+                };
+                eprintln!("{line:?}");
+                super::append(results, &line)?;
+                all.push(line);
+            }
         }
     }
     store.stop()?;
-    let of = |by: &str| {
-        let mut seconds: Vec<f64> = all
-            .iter()
-            .filter(|line| line.by == by)
-            .map(|line| line.seconds)
-            .collect();
+    for &writes_per_key in writes {
+        println!("{}", summary(&all, writes_per_key));
+    }
+    Ok(())
+}
+
+/// Writes every key once.
+fn load(store: &Store, keys: usize) -> Result<()> {
+    for first in (0..keys).step_by(KEYS_AT_ONCE) {
+        let count = KEYS_AT_ONCE.min(keys - first);
+        let begun = Instant::now();
+        super::write(store, count, CONNECTIONS, &format!("k{first}"))?;
+        let took = begun.elapsed();
+        eprintln!("{} of {keys} keys, {count} in {took:.1?}", first + count);
+    }
+    Ok(())
+}
+
+/// Medians, all values, and the ratio of the medians; the least and the greatest ratio of one round.
+fn summary(all: &[Bootstrap], writes_per_key: usize) -> String {
+    let of = |by: &str| -> Vec<&Bootstrap> {
+        let lines = all.iter();
+        let lines = lines.filter(|line| line.by == by && line.writes_per_key == writes_per_key);
+        lines.collect()
+    };
+    let (snapshot, log) = (of("snapshot"), of("log"));
+    let seconds = |lines: &[&Bootstrap]| -> Vec<f64> {
+        let mut seconds: Vec<f64> = lines.iter().map(|line| line.seconds).collect();
         seconds.sort_by(f64::total_cmp);
         seconds
     };
-    let (snapshot, log) = (of("snapshot"), of("log"));
     let median = |seconds: &[f64]| seconds[seconds.len() / 2];
-    println!(
-        "{keys} keys: by snapshot {:.1} s ({snapshot:.1?}), by the log {:.1} s ({log:.1?}): {:.1} times",
+    let mut ratios: Vec<f64> = snapshot
+        .iter()
+        .zip(&log)
+        .map(|(snapshot, log)| log.seconds / snapshot.seconds)
+        .collect();
+    ratios.sort_by(f64::total_cmp);
+    let (keys, records) = (snapshot[0].keys, snapshot[0].records);
+    let (snapshot, log) = (seconds(&snapshot), seconds(&log));
+    format!(
+        "{keys} keys, {records} records, {writes_per_key} a key: by snapshot {:.1} s ({snapshot:.1?}), by the log {:.1} s ({log:.1?}): {:.1} times ({:.1} to {:.1} in one round)",
         median(&snapshot),
         median(&log),
-        median(&log) / median(&snapshot)
-    );
-    Ok(())
+        median(&log) / median(&snapshot),
+        ratios[0],
+        ratios[ratios.len() - 1],
+    )
 }
 
 fn measure(store: &mut Store, by: &'static str, records_max: u64) -> Result<Bootstrap> {
@@ -130,6 +169,7 @@ fn measure(store: &mut Store, by: &'static str, records_max: u64) -> Result<Boot
             round: 0,
             by,
             keys: 0,
+            writes_per_key: 0,
             records: rebuilt.records,
             seconds: rebuilt.took.as_secs_f64(),
             restored_rows: rebuilt.restored_rows,

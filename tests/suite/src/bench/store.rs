@@ -11,7 +11,7 @@ use kvcluster_crds::{SlotRole, SlotStatus, environment};
 use serde::Deserialize;
 use serde_json::json;
 
-use crate::election::settled_leaders;
+use crate::election::{Leaders, settled_leaders};
 use crate::lab::Lab;
 use crate::{check, http, poll, processes};
 
@@ -67,20 +67,12 @@ impl Store {
             let process = start_node(&entry, &store.folder, &[])?;
             store.nodes.push(Node { entry, process });
         }
-        poll::until(LEADERS_LIMIT, "a leader for each slot", || {
-            let reports = store
-                .nodes
-                .iter()
-                .map(Node::status)
-                .collect::<Result<Vec<_>>>()?;
-            let leaders = settled_leaders(&reports)?;
-            ensure!(
-                leaders.len() == slots as usize,
-                "{} slots are led",
-                leaders.len()
-            );
-            Ok(Some(()))
-        })?;
+        let leaders = store.settled()?;
+        ensure!(
+            leaders.len() == slots as usize,
+            "{} slots are led",
+            leaders.len()
+        );
         Ok(store)
     }
 
@@ -138,6 +130,33 @@ impl Store {
             records: target,
             restored_rows: node.restored_rows()?,
         })
+    }
+
+    /// Stops a node by a signal and starts it anew as soon as its process is gone; when that was.
+    pub(super) fn restart(&mut self, index: usize, signal: &str) -> Result<Instant> {
+        let node = &mut self.nodes[index];
+        let pid = node.process.id().to_string();
+        let signal = format!("-{signal}");
+        processes::output(Command::new("kill").args([&signal, &pid]), STOP_LIMIT)?;
+        let what = format!("the end of node {}", node.entry.id);
+        poll::until(STOP_LIMIT, &what, || Ok(node.process.try_wait()?.map(drop)))?;
+        let begun = Instant::now();
+        node.process = start_node(&node.entry, &self.folder, &[])?;
+        Ok(begun)
+    }
+
+    /// Waits until each slot has one leader and all replicas have caught up; the leader of each slot.
+    pub(super) fn settled(&self) -> Result<Leaders> {
+        poll::until(LEADERS_LIMIT, "a leader for each slot", || {
+            let reports = self.nodes.iter().map(Node::status);
+            let reports = reports.collect::<Result<Vec<_>>>()?;
+            settled_leaders(&reports).map(Some)
+        })
+    }
+
+    /// Base URL of the admin port of a node.
+    pub(super) fn admin_url(&self, index: usize) -> String {
+        format!("http://{}", self.nodes[index].entry.admin_listen)
     }
 
     /// Stops the nodes and waits until they are gone.

@@ -21,7 +21,7 @@ const KEYS: usize = 16;
 /// Large enough that the statements of three replicas are the limit, and not requests.
 const VALUE_BYTES: usize = 32 * 1024;
 /// Memory that a node may have resident: README, "Default limits".
-const RESIDENT_MAX_MIB: u64 = 512;
+pub(crate) const RESIDENT_MAX_MIB: u64 = 512;
 /// Pause of a writer that was refused, and between two looks at memory.
 const PAUSE: Duration = Duration::from_millis(20);
 
@@ -92,7 +92,8 @@ fn watch(pids: &[u32], lasts: Duration) -> Result<Vec<u64>> {
     Ok(peaks)
 }
 
-fn resident_mib(pid: u32) -> Result<u64> {
+/// Memory that a process has resident, mebibytes.
+pub(crate) fn resident_mib(pid: u32) -> Result<u64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status"))
         .with_context(|| format!("process {pid} has ended"))?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));

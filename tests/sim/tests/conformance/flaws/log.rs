@@ -40,11 +40,12 @@ pub(super) enum Flaw {
     LosesWhatWasHeld,
     MemoryUnminded,
     FollowsOneOnly,
+    EndsNothing,
 }
 
 use Flaw as F;
 
-pub(super) const ALL: [Flaw; 23] = [
+pub(super) const ALL: [Flaw; 24] = [
     F::FatesTwice,
     F::FatesOneOffsetLater,
     F::FatesOfFewLost,
@@ -68,6 +69,7 @@ pub(super) const ALL: [Flaw; 23] = [
     F::LosesWhatWasHeld,
     F::MemoryUnminded,
     F::FollowsOneOnly,
+    F::EndsNothing,
 ];
 
 /// Every so many records something happens to one.
@@ -223,6 +225,12 @@ impl Log for FlawedLog {
         });
         let flawed = flawed.collect();
         self.inner.follow(flawed);
+    }
+
+    fn unfollow(&self, slot: SlotId) {
+        if self.flaw != F::EndsNothing {
+            self.inner.unfollow(slot);
+        }
     }
 
     fn append(&self, slot: SlotId, token: Token, bytes: &Bytes) {

@@ -45,11 +45,16 @@ pub(super) enum Flaw {
     ScansBreakOffSilently,
     ScansAreEmpty,
     ScansInvent,
+    UnloadsNothing,
+    RemovesNothing,
+    RemovesAnything,
+    StoredUntold,
+    SizesUntold,
 }
 
 use Flaw as F;
 
-pub(super) const ALL: [Flaw; 28] = [
+pub(super) const ALL: [Flaw; 33] = [
     F::DeletesDropped,
     F::PutsDropped,
     F::FirstChangeOnly,
@@ -78,6 +83,11 @@ pub(super) const ALL: [Flaw; 28] = [
     F::ScansBreakOffSilently,
     F::ScansAreEmpty,
     F::ScansInvent,
+    F::UnloadsNothing,
+    F::RemovesNothing,
+    F::RemovesAnything,
+    F::StoredUntold,
+    F::SizesUntold,
 ];
 
 pub(super) struct FlawedPostgres {
@@ -230,6 +240,43 @@ impl Store for FlawedStore {
             }
         }
         .boxed()
+    }
+
+    fn stored(&self) -> BoxFuture<'_, Result<Vec<(SlotId, Offset)>, StoreError>> {
+        if self.flaw == F::StoredUntold {
+            return ready(Ok(Vec::new())).boxed();
+        }
+        self.inner.stored()
+    }
+
+    fn unload(&self, slot: SlotId) -> BoxFuture<'_, ()> {
+        if self.flaw == F::UnloadsNothing {
+            return ready(()).boxed();
+        }
+        self.inner.unload(slot)
+    }
+
+    fn remove(&self, slot: SlotId) -> BoxFuture<'_, Result<(), StoreError>> {
+        async move {
+            match self.flaw {
+                F::RemovesNothing => Ok(()),
+                F::RemovesAnything => {
+                    self.inner.unload(slot).await;
+                    let removed = self.inner.remove(slot).await;
+                    let loaded = self.inner.load(&[slot]).await;
+                    removed.and(loaded.map(drop)).or(Ok(()))
+                }
+                _ => self.inner.remove(slot).await,
+            }
+        }
+        .boxed()
+    }
+
+    fn sizes(&self) -> BoxFuture<'_, Result<Vec<(SlotId, u64)>, StoreError>> {
+        if self.flaw == F::SizesUntold {
+            return ready(Ok(Vec::new())).boxed();
+        }
+        self.inner.sizes()
     }
 
     fn apply(&self, applied: Applied) {

@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use futures::future::join_all;
+use kvcluster_crds::SlotId;
 
 use super::LogCase;
 use crate::broker::{Broker, End, Node, follow, record, records, told};
@@ -32,6 +33,9 @@ pub(super) fn cases() -> Vec<LogCase> {
         a_slot_whose_task_is_gone_disturbs_no_other,
         the_end_of_the_log_is_told_by_and_by,
         several_nodes_read_the_same,
+        a_slot_that_is_not_followed_is_told_nothing,
+        a_slot_is_followed_again_from_elsewhere,
+        a_slot_that_waits_for_its_log_may_end,
     ]
 }
 
@@ -279,4 +283,52 @@ async fn several_nodes_read_the_same(broker: &dyn Broker) -> String {
     assert!(read.iter().all(|records| *records == read[0]));
     assert!(read[0].iter().map(|(offset, _)| *offset).eq(0..90));
     format!("{} records", read[0].len())
+}
+
+async fn a_slot_that_is_not_followed_is_told_nothing(broker: &dyn Broker) -> String {
+    let node = broker.node().await;
+    let mut ended = node.follow_all();
+    let mut other = node.follow(1, 0, 0);
+    ended.until_caught_up().await;
+    node.log.unfollow(SlotId(0));
+    broker.foreign(0, record(1)).await;
+    broker.foreign(1, record(2)).await;
+    // Another reader sees both, so the first one could have seen its own.
+    let read = other.until_caught_up_behind(0).await;
+    let other_node = broker.node().await;
+    assert_eq!(other_node.follow_all().read(1).await, records(0, [1]));
+    assert!(ended.is_hung_up().await, "nobody tells it anything more");
+    told(&read)
+}
+
+async fn a_slot_is_followed_again_from_elsewhere(broker: &dyn Broker) -> String {
+    for token in 0..10 {
+        broker.foreign(0, record(token)).await;
+    }
+    let node = broker.node().await;
+    let mut first = node.follow_all();
+    first.until_caught_up_behind(9).await;
+    node.append(0, 100, &record(100));
+    let fate = first.fates(1).await;
+    node.log.unfollow(SlotId(0));
+    let mut again = node.follow(0, 4, 5);
+    let read = again.until_caught_up_behind(10).await;
+    assert_eq!(read, records(4, (4..10).chain([100])));
+    node.append(0, 101, &record(101));
+    let fates = [fate, again.fates(1).await];
+    assert_eq!(fates, [vec![(100, Some(10))], vec![(101, Some(11))]]);
+    assert!(first.has_no_fate());
+    format!("{}; {fates:?}", told(&read))
+}
+
+async fn a_slot_that_waits_for_its_log_may_end(broker: &dyn Broker) -> String {
+    broker.foreign(0, record(1)).await;
+    let node = broker.node().await;
+    // The log is shorter than that: it is looked at again before the slot freezes.
+    let mut waits = node.follow(0, 4, 5);
+    node.log.unfollow(SlotId(0));
+    let read = node.follow_all().until_caught_up_behind(0).await;
+    assert_eq!(read, records(0, [1]));
+    assert!(waits.is_hung_up().await);
+    told(&read)
 }

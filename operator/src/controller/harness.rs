@@ -1,0 +1,12 @@
+//! Whole passes against a world in memory that fails where it is told to: an API server ([`api`]), the controllers and the
+//! kubelet behind it ([`kubelet`]), Kafka, PostgreSQL and nodes ([`outside`]), and a counter before every write ([`faults`]).
+//!
+//! A run of a scenario counts its writes; then the scenario is run once more for each write and each way in which it can go
+//! wrong. All of them must end as the undisturbed one, and then write nothing more.
+
+mod api;
+mod crash;
+mod faults;
+mod kubelet;
+mod outside;
+mod world;

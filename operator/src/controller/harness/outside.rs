@@ -1,0 +1,534 @@
+//! Kafka, PostgreSQL and the nodes in memory. Nodes follow the newest assignment, catch up over several steps, hand leadership
+//! over, and keep what they have in their schemas: a restart keeps it, a dropped schema does not.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use k8s_openapi::api::core::v1::Pod;
+use kube::ResourceExt;
+use kvcluster_crds::names::LABEL_NODE;
+use kvcluster_crds::{
+    Assignment, Epoch, Incarnation, NodeId, NodeStatus, Offset, SlotId, SlotRole, SlotStatus,
+};
+
+use super::api::ApiServer;
+use super::faults::{Fault, Faults};
+use super::kubelet;
+use crate::clients::kafka::KafkaTrouble;
+use crate::clients::postgres::PostgresTrouble;
+use crate::cluster::Target;
+use crate::execute::ExecuteError;
+use crate::observe::{
+    AdminUrls, AssignmentView, KafkaView, Login, NodeSecret, NodeTrouble, PodView, PostgresView,
+    PostgresViews, RoleView, SchemaView, TopicView,
+};
+use crate::outside::{KafkaSeen, Outside, Statuses};
+use crate::plan::{RoleStep, Step};
+use crate::secret_text::{SecretText, password_of};
+
+/// Records of each slot.
+const LOG_END: i64 = 10;
+/// Steps until a new replica has caught up.
+const STEPS_TO_CATCH_UP: i64 = 3;
+
+/// See the module; clones are the same.
+#[derive(Clone)]
+pub(super) struct World {
+    state: Arc<Mutex<State>>,
+    api: ApiServer,
+    faults: Faults,
+}
+
+#[derive(Clone, Default)]
+struct State {
+    topics: BTreeMap<String, TopicView>,
+    published: Option<(Offset, Assignment)>,
+    records: i64,
+    /// Roles with their schemas and passwords, by instance and name.
+    roles: BTreeMap<(String, String), Role>,
+    nodes: BTreeMap<NodeId, Node>,
+    leaders: BTreeMap<SlotId, NodeId>,
+    late: Vec<Step>,
+}
+
+#[derive(Clone)]
+struct Role {
+    comment: String,
+    password: Option<SecretText>,
+}
+
+/// What a node's process knows, and what its schema holds.
+#[derive(Clone, Default)]
+struct Node {
+    version: Option<u64>,
+    incarnation: u64,
+    pod: Option<String>,
+    /// How far each replica is behind.
+    behind: BTreeMap<SlotId, i64>,
+}
+
+impl World {
+    pub(super) fn new(api: &ApiServer, faults: &Faults) -> Self {
+        Self {
+            state: Arc::default(),
+            api: api.clone(),
+            faults: faults.clone(),
+        }
+    }
+
+    /// One step of every node; whether something changed.
+    pub(super) fn tick(&self) -> bool {
+        let pods = self.running();
+        let mut state = self.lock();
+        let before = state.fingerprint();
+        state.follow(&pods);
+        state.elect();
+        state.fingerprint() != before
+    }
+
+    /// Drops a schema with its role, as somebody with SQL does.
+    pub(super) fn drop_schema(&self, node: NodeId) {
+        let mut state = self.lock();
+        let mark = format!(":{node}");
+        state.roles.retain(|_, role| !role.comment.ends_with(&mark));
+        state.nodes.remove(&node);
+    }
+
+    /// What must hold at any time: nothing that was ever written is lost.
+    pub(super) fn check(&self) -> Result<(), String> {
+        let state = self.lock();
+        let Some((_, assignment)) = &state.published else {
+            return Ok(());
+        };
+        for slot in (0..assignment.slots.len()).map(slot_id) {
+            let mut replicas = state
+                .nodes
+                .values()
+                .filter_map(|node| node.behind.get(&slot));
+            let known = state
+                .nodes
+                .values()
+                .any(|node| node.behind.contains_key(&slot));
+            if known && !replicas.any(|behind| *behind == 0) {
+                return Err(format!("nobody has all of slot {slot} any more"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Everything, in words, without what differs from run to run.
+    pub(super) fn everything(&self) -> Vec<String> {
+        let state = self.lock();
+        let mut words: Vec<String> = state
+            .topics
+            .iter()
+            .map(|(name, topic)| format!("topic {name}: {topic:?}"))
+            .collect();
+        words.extend(state.roles.iter().map(|((instance, name), role)| {
+            format!("role {name} on {instance}: {}", role.comment)
+        }));
+        if let Some((_, assignment)) = &state.published {
+            words.push(format!("nodes {:?}", assignment.nodes));
+            words.push(format!("slots {:?}", assignment.slots));
+            words.push(format!("next {}", assignment.next_node()));
+        }
+        words.extend(state.nodes.iter().map(|(node, of)| {
+            let slots: BTreeSet<SlotId> = of.behind.keys().copied().collect();
+            format!("node {node} has {slots:?}")
+        }));
+        words
+    }
+
+    /// What was held back arrives. Nobody hears the answer.
+    pub(super) fn deliver_late(&self) {
+        let mut state = self.lock();
+        for step in std::mem::take(&mut state.late) {
+            let _ = state.execute(&step);
+        }
+    }
+
+    /// Another world like this one, for another operator.
+    pub(super) fn fork(&self, api: &ApiServer, faults: &Faults) -> Self {
+        Self {
+            state: Arc::new(Mutex::new(self.lock().clone())),
+            api: api.clone(),
+            faults: faults.clone(),
+        }
+    }
+
+    fn running(&self) -> BTreeMap<NodeId, String> {
+        let pods: Vec<Pod> = self.api.all("pods");
+        let running = pods.iter().filter(|pod| kubelet::runs(pod));
+        let of = |pod: &Pod| {
+            let node = pod.labels().get(LABEL_NODE)?.parse().ok()?;
+            Some((NodeId(node), pod.uid()?))
+        };
+        running.filter_map(of).collect()
+    }
+
+    fn kafka_view(&self) -> KafkaView {
+        let state = self.lock();
+        KafkaView {
+            brokers: 3,
+            topics: state.topics.clone(),
+            assignment: AssignmentView {
+                newest: state.published.clone(),
+                ..AssignmentView::default()
+            },
+        }
+    }
+
+    fn views(
+        &self,
+        target: &Target,
+        urls: AdminUrls,
+        secrets: &BTreeMap<NodeId, NodeSecret>,
+    ) -> PostgresViews {
+        let state = self.lock();
+        let postgres = urls.into_iter().map(|(instance, url)| {
+            let view = url.map(|admin| state.postgres(target, &instance, admin, secrets));
+            (instance, view)
+        });
+        postgres.collect()
+    }
+
+    fn status(&self, target: &Target, node: NodeId) -> Result<NodeStatus, NodeTrouble> {
+        let pods = self.running();
+        let pod = pods.get(&node).ok_or(NodeTrouble::NoPod)?;
+        let state = self.lock();
+        let of = state.nodes.get(&node).ok_or(NodeTrouble::NoAnswer)?;
+        if of.pod.as_ref() != Some(pod) {
+            return Err(NodeTrouble::NoAnswer);
+        }
+        let (_, newest) = state.published.as_ref().ok_or(NodeTrouble::NoAnswer)?;
+        let slots = of.behind.iter().map(|(slot, behind)| {
+            let leads = state.leaders.get(slot) == Some(&node);
+            SlotStatus {
+                slot: *slot,
+                role: if leads {
+                    SlotRole::Leader
+                } else {
+                    SlotRole::Follower
+                },
+                leader: state.leaders.get(slot).copied(),
+                epoch: Epoch(1),
+                applied: LOG_END - behind,
+                flushed: LOG_END - behind,
+                durable: LOG_END - behind,
+                caught_up: *behind == 0,
+                bytes: 1_000,
+                records_valid: 1,
+                records_ignored: 0,
+                frozen: None,
+            }
+        });
+        Ok(NodeStatus {
+            node,
+            incarnation: Incarnation(of.incarnation),
+            cluster_uid: target.uid.clone(),
+            log_id: newest.log_id,
+            assignment_version: of.version,
+            kafka_connected: true,
+            postgres_connected: true,
+            problem: None,
+            unflushed_bytes: 0,
+            unflushed_bytes_max: 1,
+            slots: slots.collect(),
+        })
+    }
+
+    async fn change(&self, step: &Step) -> Option<Result<(), ExecuteError>> {
+        let is_ours = matches!(
+            step,
+            Step::CreateTopic(_)
+                | Step::RepairTopic { .. }
+                | Step::DeleteTopics(_)
+                | Step::EnsureRole(_)
+                | Step::DropRole(_)
+                | Step::Publish(..)
+        );
+        if !is_ours {
+            return None;
+        }
+        let fault = self.faults.around(step.to_string());
+        let mut done = Ok(());
+        if fault.is_none_or(Fault::takes_effect) {
+            done = self.lock().execute(step);
+        } else if fault == Some(Fault::Late) {
+            self.lock().late.push(step.clone());
+        }
+        match fault {
+            Some(Fault::KilledBefore | Fault::KilledAfter | Fault::Late) => self.faults.die().await,
+            Some(Fault::Refused | Fault::AnswerLost) => Some(Err(trouble(step))),
+            None => Some(done),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn trouble(step: &Step) -> ExecuteError {
+    match step {
+        Step::EnsureRole(_) | Step::DropRole(_) => PostgresTrouble::Unreachable {
+            place: "db:5432".to_owned(),
+            text: "the connection was lost".to_owned(),
+        }
+        .into(),
+        _ => KafkaTrouble::Unreachable {
+            bootstrap: "kafka:9092".to_owned(),
+            hint: "",
+        }
+        .into(),
+    }
+}
+
+fn slot_id(number: usize) -> SlotId {
+    SlotId(u32::try_from(number).expect("few"))
+}
+
+impl State {
+    fn execute(&mut self, step: &Step) -> Result<(), ExecuteError> {
+        match step {
+            Step::CreateTopic(topic) => {
+                let view = TopicView {
+                    partitions: topic.partitions,
+                    replication_factor: topic.replication_factor,
+                    settings: topic.settings.clone(),
+                    own_settings: topic.settings.clone(),
+                    never_used: true,
+                };
+                self.topics.entry(topic.name.clone()).or_insert(view);
+            }
+            Step::RepairTopic {
+                topic, settings, ..
+            } => {
+                if let Some(topic) = self.topics.get_mut(topic) {
+                    topic.own_settings.clone_from(settings);
+                    topic.settings.clone_from(settings);
+                }
+            }
+            Step::DeleteTopics(topics) => {
+                self.topics.retain(|name, _| !topics.contains(name));
+                if topics.iter().any(|name| name.ends_with(".assignment")) {
+                    self.published = None;
+                }
+            }
+            Step::EnsureRole(role) => self.ensure(role),
+            Step::DropRole(role) => {
+                let place = (role.instance.clone(), role.role.clone());
+                self.roles.remove(&place);
+                if let Some(node) = node_of(&role.comment) {
+                    self.nodes.remove(&node);
+                }
+            }
+            Step::Publish(assignment, _) => return self.publish(assignment),
+            other => unreachable!("{other} is executed elsewhere"),
+        }
+        Ok(())
+    }
+
+    fn ensure(&mut self, step: &RoleStep) {
+        let role = Role {
+            comment: step.comment.clone(),
+            password: step.password.clone(),
+        };
+        let place = (step.instance.clone(), step.role.clone());
+        self.roles.insert(place, role);
+    }
+
+    /// As every reader of the topic decides.
+    fn publish(&mut self, assignment: &Assignment) -> Result<(), ExecuteError> {
+        let encoded = Assignment::decode(&assignment.encode());
+        assert_eq!(encoded.as_ref(), Ok(assignment), "a table that nodes take");
+        let offset = Offset(self.records);
+        self.records += 1;
+        for topic in self.topics.values_mut() {
+            topic.never_used = false;
+        }
+        let newest = self.published.as_ref();
+        let follows = assignment.based_on == newest.map(|(offset, _)| *offset)
+            && assignment.version == newest.map_or(1, |(_, newest)| newest.version + 1);
+        if !follows {
+            return Err(ExecuteError::NotFollowed);
+        }
+        self.published = Some((offset, assignment.clone()));
+        Ok(())
+    }
+
+    fn postgres(
+        &self,
+        target: &Target,
+        instance: &str,
+        admin: SecretText,
+        secrets: &BTreeMap<NodeId, NodeSecret>,
+    ) -> PostgresView {
+        let here = self.roles.iter().filter(|((at, _), _)| at == instance);
+        let names = here.clone().map(|((_, name), role)| (name.clone(), role));
+        let schemas = names.clone().map(|(name, role)| {
+            let view = SchemaView {
+                owner: name.clone(),
+                comment: Some(role.comment.clone()),
+                open_to_public: false,
+            };
+            (name, view)
+        });
+        let roles = names.map(|(name, role)| {
+            let view = RoleView {
+                comment: Some(role.comment.clone()),
+                may_log_in: true,
+                elevated: false,
+                search_path: Some(name.clone()),
+            };
+            (name, view)
+        });
+        let with_url = secrets
+            .iter()
+            .filter(|(_, secret)| secret.instance == instance);
+        let logins = with_url.map(|(node, secret)| {
+            let place = (instance.to_owned(), target.schema(*node));
+            let password = self
+                .roles
+                .get(&place)
+                .and_then(|role| role.password.clone());
+            let works = password.is_some() && password == password_of(&secret.url);
+            (*node, if works { Login::Works } else { Login::Refused })
+        });
+        PostgresView {
+            admin,
+            schemas: schemas.collect(),
+            roles: roles.collect(),
+            logins: logins.collect(),
+        }
+    }
+
+    /// Each node that runs reads the newest assignment and its logs a bit further.
+    fn follow(&mut self, pods: &BTreeMap<NodeId, String>) {
+        let Some((_, newest)) = self.published.clone() else {
+            return;
+        };
+        let has_role = |node: &NodeId| {
+            self.roles
+                .values()
+                .any(|role| node_of(&role.comment) == Some(*node))
+        };
+        let up: BTreeMap<NodeId, String> = pods
+            .iter()
+            .filter(|(node, _)| has_role(node))
+            .map(|(node, pod)| (*node, pod.clone()))
+            .collect();
+        for node in self.nodes.values_mut() {
+            node.pod = None;
+        }
+        let whole = self.whole_slots();
+        for (id, pod) in up {
+            let node = self.nodes.entry(id).or_default();
+            node.pod = Some(pod);
+            node.version = Some(newest.version);
+            for (number, replicas) in newest.slots.iter().enumerate() {
+                let slot = slot_id(number);
+                let has = replicas.has_replica(id);
+                if !has {
+                    node.behind.remove(&slot);
+                } else if let Some(behind) = node.behind.get_mut(&slot) {
+                    *behind = (*behind - 1).max(0);
+                } else {
+                    let begins = if whole.contains(&slot) {
+                        STEPS_TO_CATCH_UP
+                    } else {
+                        0
+                    };
+                    node.behind.insert(slot, begins);
+                }
+            }
+        }
+    }
+
+    /// Slots that somebody has all of.
+    fn whole_slots(&self) -> BTreeSet<SlotId> {
+        let nodes = self.nodes.values();
+        let slots = nodes.flat_map(|node| node.behind.iter());
+        slots
+            .filter(|(_, behind)| **behind == 0)
+            .map(|(slot, _)| *slot)
+            .collect()
+    }
+
+    /// Leaders stay where they are fit, hand over to the preferred voter, and are replaced when they are gone.
+    fn elect(&mut self) {
+        let Some((_, newest)) = &self.published else {
+            self.leaders.clear();
+            return;
+        };
+        for (number, replicas) in newest.slots.iter().enumerate() {
+            let slot = slot_id(number);
+            let nodes = &self.nodes;
+            let fit = |node: &NodeId| {
+                nodes
+                    .get(node)
+                    .is_some_and(|of| of.pod.is_some() && of.behind.get(&slot) == Some(&0))
+            };
+            let preferred = Some(replicas.preferred_leader).filter(fit);
+            let any = replicas.voters.iter().copied().find(fit);
+            // A leader that lost its vote leads on until another one can.
+            let still = self.leaders.get(&slot).copied().filter(fit);
+            match preferred.or(any).or(still) {
+                Some(leader) => drop(self.leaders.insert(slot, leader)),
+                None => drop(self.leaders.remove(&slot)),
+            }
+        }
+    }
+
+    fn fingerprint(&self) -> String {
+        let nodes: Vec<_> = self
+            .nodes
+            .iter()
+            .map(|(id, node)| (id, node.version, &node.pod, &node.behind))
+            .collect();
+        format!("{nodes:?} {:?}", self.leaders)
+    }
+}
+
+fn node_of(comment: &str) -> Option<NodeId> {
+    comment.rsplit(':').next()?.parse().ok().map(NodeId)
+}
+
+impl Outside for World {
+    fn kafka<'a>(&'a self, _target: &'a Target) -> BoxFuture<'a, KafkaSeen> {
+        async move { Ok(self.kafka_view()) }.boxed()
+    }
+
+    fn postgres<'a>(
+        &'a self,
+        target: &'a Target,
+        admin_urls: AdminUrls,
+        _nodes: &'a BTreeSet<NodeId>,
+        secrets: &'a BTreeMap<NodeId, NodeSecret>,
+    ) -> BoxFuture<'a, PostgresViews> {
+        async move { self.views(target, admin_urls, secrets) }.boxed()
+    }
+
+    fn ask<'a>(
+        &'a self,
+        target: &'a Target,
+        nodes: &'a BTreeSet<NodeId>,
+        _pods: &'a BTreeMap<NodeId, PodView>,
+    ) -> BoxFuture<'a, Statuses> {
+        async move {
+            let statuses = nodes.iter().map(|node| (*node, self.status(target, *node)));
+            statuses.collect()
+        }
+        .boxed()
+    }
+
+    fn execute<'a>(
+        &'a self,
+        _target: &'a Target,
+        step: &'a Step,
+    ) -> BoxFuture<'a, Option<Result<(), ExecuteError>>> {
+        self.change(step).boxed()
+    }
+}

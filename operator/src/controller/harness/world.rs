@@ -1,0 +1,196 @@
+//! An operator and its world: edits, passes, and what became of it all.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::ByteString;
+use k8s_openapi::api::core::v1::Secret;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::ResourceExt;
+use kube::runtime::events::{Recorder, Reporter};
+use kvcluster_crds::v1alpha1::KvCluster;
+use serde_json::{Value, json};
+
+use super::api::ApiServer;
+use super::faults::Faults;
+use super::{kubelet, outside};
+use crate::controller::pass::{Context, Outcome, pass};
+use crate::controller::{Memory, PassError};
+use crate::fixtures::{ClusterBuilder, now};
+use crate::metrics::Metrics;
+
+const IMAGE: &str = "image";
+/// Rounds after which a world that is not at rest never will be.
+const ROUNDS_MAX: usize = 600;
+/// Rounds in which nothing happens before a world counts as at rest.
+const QUIET_ROUNDS: usize = 8;
+
+/// See the module.
+pub(super) struct World {
+    pub(super) faults: Faults,
+    pub(super) api: ApiServer,
+    pub(super) outside: outside::World,
+    context: Context,
+}
+
+/// What a run came to.
+#[derive(Debug, PartialEq)]
+pub(super) struct End {
+    pub(super) objects: BTreeMap<String, Value>,
+    pub(super) outside: Vec<String>,
+    pub(super) made: BTreeMap<String, usize>,
+}
+
+impl World {
+    /// A cluster that was just applied.
+    pub(super) fn new(cluster: &ClusterBuilder) -> Self {
+        let faults = Faults::default();
+        let api = ApiServer::new(&faults);
+        let outside = outside::World::new(&api, &faults);
+        let url = "postgres://boss:secret@db:5432/app";
+        let admin = Secret {
+            metadata: ObjectMeta {
+                name: Some("admin".to_owned()),
+                namespace: Some("shop".to_owned()),
+                ..ObjectMeta::default()
+            },
+            data: Some(BTreeMap::from([(
+                "url".to_owned(),
+                ByteString(url.as_bytes().to_vec()),
+            )])),
+            ..Secret::default()
+        };
+        api.put("secrets", &admin);
+        api.put("kvclusters", &cluster.build());
+        let context = operator(&api, &outside);
+        Self {
+            faults,
+            api,
+            outside,
+            context,
+        }
+    }
+
+    /// The same world once more, with an operator that was just started.
+    pub(super) fn fork(&self) -> Self {
+        let faults = self.faults.fork();
+        let api = self.api.fork(&faults);
+        let outside = self.outside.fork(&api, &faults);
+        let context = operator(&api, &outside);
+        Self {
+            faults,
+            api,
+            outside,
+            context,
+        }
+    }
+
+    /// What an operator had sent that was stopped in the middle arrives.
+    pub(super) fn deliver_late(&self) {
+        self.api.deliver_late();
+        self.outside.deliver_late();
+    }
+
+    /// The user changes the cluster.
+    pub(super) fn edit(&self, change: impl FnOnce(&mut KvCluster)) {
+        let mut cluster = self.cluster().expect("it is there");
+        change(&mut cluster);
+        self.api.put("kvclusters", &cluster);
+    }
+
+    /// The user deletes the cluster.
+    pub(super) fn delete(&self) {
+        let Some(cluster) = self.cluster() else {
+            return;
+        };
+        if cluster.finalizers().is_empty() {
+            self.api.remove("kvclusters", &cluster.name_any());
+        } else {
+            self.edit(|cluster| {
+                let since = serde_json::from_value(json!(now())).expect("a time");
+                cluster.metadata.deletion_timestamp = Some(since);
+            });
+        }
+    }
+
+    pub(super) fn cluster(&self) -> Option<KvCluster> {
+        self.api.all("kvclusters").into_iter().next()
+    }
+
+    /// One pass; none when the operator was killed in it. A new process then takes over, which remembers nothing.
+    pub(super) async fn pass(&mut self) -> Option<Result<Outcome, PassError>> {
+        let Some(cluster) = self.cluster() else {
+            return Some(Ok(Outcome::Gone));
+        };
+        let done = tokio::select! {
+            done = pass(&self.context, &cluster) => Some(done),
+            () = self.faults.killed() => None,
+        };
+        if done.is_none() {
+            self.context = operator(&self.api, &self.outside);
+        }
+        done
+    }
+
+    /// Everything takes its steps until nothing moves any more; how the last pass ended.
+    pub(super) async fn settle(&mut self) -> Result<Outcome, String> {
+        self.settle_with(|_, _| {}).await
+    }
+
+    /// The same; `look` is shown the world before each round.
+    pub(super) async fn settle_with(
+        &mut self,
+        mut look: impl FnMut(usize, &Self),
+    ) -> Result<Outcome, String> {
+        let mut quiet = 0;
+        let mut last = None;
+        for round in 0..ROUNDS_MAX {
+            look(round, self);
+            let moved = kubelet::tick(&self.api) | self.outside.tick();
+            self.outside.check()?;
+            let writes = self.faults.writes().len();
+            let done = self.pass().await;
+            self.outside.check()?;
+            let wrote = self.faults.writes().len() > writes;
+            let failed = !matches!(done, Some(Ok(_)));
+            quiet = if moved || wrote || failed {
+                0
+            } else {
+                quiet + 1
+            };
+            if let (QUIET_ROUNDS.., Some(Ok(outcome))) = (quiet, &done) {
+                return Ok(*outcome);
+            }
+            last = done;
+        }
+        let newest = self.faults.writes().into_iter().rev().take(5);
+        Err(format!(
+            "no rest: {last:?}; last writes {:?}",
+            newest.collect::<Vec<_>>()
+        ))
+    }
+
+    pub(super) fn end(&self) -> End {
+        End {
+            objects: self.api.everything(),
+            outside: self.outside.everything(),
+            made: self.api.made(),
+        }
+    }
+}
+
+fn operator(api: &ApiServer, outside: &outside::World) -> Context {
+    let client = api.client();
+    let reporter = Reporter {
+        controller: "test".to_owned(),
+        instance: None,
+    };
+    Context {
+        client: client.clone(),
+        outside: Box::new(outside.clone()),
+        now,
+        recorder: Recorder::new(client, reporter),
+        metrics: std::sync::Arc::new(Metrics::default()),
+        memory: Memory::default(),
+        node_image: IMAGE.to_owned(),
+    }
+}
