@@ -92,6 +92,7 @@ pub async fn external(
         | Step::WriteSecret { .. }
         | Step::Apply(_)
         | Step::RestartPod { .. }
+        | Step::ForceDeletePod { .. }
         | Step::DeleteStatefulSet { .. }
         | Step::DeleteSecret { .. }
         | Step::NoteTopicsAbsent => return None,

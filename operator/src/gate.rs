@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 
+use jiff::{SignedDuration, Timestamp};
 use kvcluster_crds::{NodeId, NodeStatus, SlotAssignment, SlotRole, SlotStatus};
 
 use crate::observe::NodeTrouble;
@@ -25,6 +26,23 @@ impl Gate {
     /// A node that serves nothing can be stopped: `why` says what is wrong with it.
     pub fn of_broken(node: NodeId, why: &str) -> Self {
         Self::new(format!("node {node} serves nothing: {why}"))
+    }
+
+    /// A pod on a Kubernetes node that is not ready for so long is lost, if the node does not answer us either. That two processes
+    /// of it may run then is safe: log and schema take the records and rows of the newer one alone.
+    pub fn of_lost(
+        host: &str,
+        lost_since: Timestamp,
+        after: SignedDuration,
+        now: Timestamp,
+        answers: bool,
+    ) -> Option<Self> {
+        let lost = now.duration_since(lost_since) >= after && !answers;
+        lost.then(|| {
+            Self::new(format!(
+                "Kubernetes node {host} is gone or not ready since {lost_since}"
+            ))
+        })
     }
 
     fn new(evidence: String) -> Self {

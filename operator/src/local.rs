@@ -245,6 +245,7 @@ impl Site {
             asked: nodes,
             objects: None,
             nodes: statuses?,
+            troubled_since: BTreeMap::new(),
             topics_absent_passes: 0,
             failure: None,
         })

@@ -21,7 +21,7 @@ pub mod nodes;
 pub mod postgres;
 
 pub use self::kafka::{AssignmentView, KafkaView, TopicView};
-pub use self::kubernetes::{KubernetesTrouble, ObjectsView, PodView};
+pub use self::kubernetes::{HostView, KubernetesTrouble, ObjectsView, PodView};
 pub use self::nodes::NodeTrouble;
 pub use self::postgres::{Login, PostgresView, RoleView, SchemaView};
 
@@ -59,6 +59,8 @@ pub struct World {
     pub objects: Option<Result<ObjectsView, KubernetesTrouble>>,
     /// What the nodes report of themselves.
     pub nodes: BTreeMap<NodeId, Result<NodeStatus, NodeTrouble>>,
+    /// Since when a node says that something is wrong with it, in every pass.
+    pub troubled_since: BTreeMap<NodeId, Timestamp>,
     /// In how many passes in a row all topics were seen to be gone, this one not counted.
     pub topics_absent_passes: u32,
     /// The step that failed last, if nothing succeeded since.

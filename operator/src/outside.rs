@@ -14,15 +14,17 @@ use crate::observe::nodes::StatusClient;
 use crate::observe::{self, AdminUrls, KafkaView, NodeSecret, NodeTrouble, PodView, PostgresViews};
 use crate::plan::Step;
 
+/// Kafka, as it was seen.
+pub type KafkaSeen = Result<KafkaView, KafkaTrouble>;
 /// What the nodes say.
 pub type Statuses = BTreeMap<NodeId, Result<NodeStatus, NodeTrouble>>;
 
 /// See the module.
 pub trait Outside: Send + Sync + 'static {
     /// Looks at Kafka.
-    fn kafka<'a>(&'a self, target: &'a Target) -> BoxFuture<'a, Result<KafkaView, KafkaTrouble>>;
+    fn kafka<'a>(&'a self, target: &'a Target) -> BoxFuture<'a, KafkaSeen>;
 
-    /// Looks at the PostgreSQL instances. `nodes`: whose schemas may be there.
+    /// Looks at PostgreSQL; `nodes`: whose schemas may be there.
     fn postgres<'a>(
         &'a self,
         target: &'a Target,
@@ -55,7 +57,7 @@ pub struct Services {
 }
 
 impl Outside for Services {
-    fn kafka<'a>(&'a self, target: &'a Target) -> BoxFuture<'a, Result<KafkaView, KafkaTrouble>> {
+    fn kafka<'a>(&'a self, target: &'a Target) -> BoxFuture<'a, KafkaSeen> {
         observe::kafka_view(&self.kafka, target).boxed()
     }
 

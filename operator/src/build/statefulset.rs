@@ -24,7 +24,11 @@ const STOP_SECONDS: i64 = 30;
 /// Bytes of a mebibyte.
 const MEBIBYTE: i64 = 1_048_576;
 
-/// The StatefulSet of `node`.
+/// Annotation: the image that was chosen because the spec names none. It stays when the operator comes with another one, so that an
+/// upgrade of the operator restarts no node.
+pub const ANNOTATION_DEFAULT_IMAGE: &str = "kvcluster.dev/default-image";
+
+/// The StatefulSet of `node`. `image`: for a spec that names none.
 pub fn stateful_set(target: &Target, log_id: LogId, node: NodeId, image: &str) -> StatefulSet {
     let names = &target.names;
     let mut metadata = super::metadata(target, names.stateful_set(node));
@@ -32,6 +36,12 @@ pub fn stateful_set(target: &Target, log_id: LogId, node: NodeId, image: &str) -
         .labels
         .get_or_insert_default()
         .insert(LABEL_NODE.to_owned(), node.to_string());
+    if target.spec.image.is_none() {
+        metadata
+            .annotations
+            .get_or_insert_default()
+            .insert(ANNOTATION_DEFAULT_IMAGE.to_owned(), image.to_owned());
+    }
     let mut pod_labels = names.labels();
     pod_labels.insert(LABEL_NODE.to_owned(), node.to_string());
     StatefulSet {

@@ -8,5 +8,6 @@ mod api;
 mod crash;
 mod faults;
 mod kubelet;
+mod nodes;
 mod outside;
 mod world;

@@ -3,9 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use jiff::Timestamp;
 use kvcluster_crds::NodeId;
 
-use crate::observe::Failure;
+use crate::observe::{Failure, ObjectsView};
+use crate::outside::Statuses;
 use crate::secret_text::SecretText;
 
 /// What is remembered of all clusters, by namespace and name.
@@ -29,6 +31,44 @@ pub struct Remembered {
     pub admin_urls: BTreeMap<String, SecretText>,
     /// Nodes that had a schema or role when PostgreSQL was last looked at.
     pub marked: BTreeSet<NodeId>,
+    /// The zones that nodes ran in when that was last known: a pod that starts anew has none for a moment.
+    pub zones: BTreeMap<NodeId, String>,
+    /// Since when Kubernetes nodes are gone that pods are on.
+    pub gone_since: BTreeMap<String, Timestamp>,
+    /// Since when nodes say that something is wrong with them.
+    pub troubled_since: BTreeMap<NodeId, Timestamp>,
+}
+
+impl Remembered {
+    /// Takes in what was seen of the Kubernetes nodes, and gives the zones as far as they are known.
+    pub fn see_hosts(&mut self, objects: &ObjectsView) -> BTreeMap<NodeId, String> {
+        let hosts = &objects.hosts;
+        self.gone_since = hosts
+            .iter()
+            .filter_map(|(name, host)| Some((name.clone(), host.lost_since?)))
+            .collect();
+        for (&node, pod) in &objects.pods {
+            let host = pod.host.as_ref().and_then(|name| hosts.get(name));
+            if let Some(zone) = host.and_then(|host| host.zone.clone()) {
+                self.zones.insert(node, zone);
+            }
+        }
+        self.zones.clone()
+    }
+
+    /// Takes in what the nodes say.
+    pub fn see_nodes(&mut self, statuses: &Statuses, now: Timestamp) {
+        let troubled = statuses.iter().filter(|(_, answer)| {
+            let problem = answer
+                .as_ref()
+                .ok()
+                .and_then(|status| status.problem.as_ref());
+            problem.is_some()
+        });
+        self.troubled_since = troubled
+            .map(|(&node, _)| (node, self.troubled_since.get(&node).copied().unwrap_or(now)))
+            .collect();
+    }
 }
 
 impl Memory {

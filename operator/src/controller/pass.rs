@@ -19,7 +19,7 @@ use crate::clients::postgres::PostgresTrouble;
 use crate::cluster::Target;
 use crate::execute::{ExecuteError, kubernetes as write};
 use crate::metrics::Metrics;
-use crate::observe::kubernetes::{admin_url, call, node_secrets, objects};
+use crate::observe::kubernetes::{admin_url, call, hosts, node_secrets, objects};
 use crate::observe::{
     self, AdminUrls, Failure, KubernetesTrouble, ObjectsView, PostgresViews, World,
 };
@@ -268,13 +268,19 @@ async fn write_status(
     Ok(())
 }
 
-async fn look(context: &Context, target: &Target, remembered: Remembered) -> World {
+async fn look(context: &Context, target: &Target, mut remembered: Remembered) -> World {
     let client = &context.client;
+    let now = (context.now)();
     let (objects, urls, kafka) = tokio::join!(
         objects(client, target),
         admin_urls(context, target, &remembered),
         context.outside.kafka(target),
     );
+    let mut objects = objects;
+    if let Ok(objects) = &mut objects {
+        objects.hosts = hosts(client, &objects.pods, &remembered.gone_since, now).await;
+        objects.zones = remembered.see_hosts(objects);
+    }
     let existing = objects.as_ref().map(ObjectsView::nodes).unwrap_or_default();
     let others = existing.into_iter().chain(remembered.marked.clone());
     let nodes = observe::nodes_to_ask(target, &kafka, others);
@@ -288,22 +294,24 @@ async fn look(context: &Context, target: &Target, remembered: Remembered) -> Wor
         context.outside.postgres(target, urls, &nodes, &known),
         context.outside.ask(target, &nodes, &pods),
     );
-    remember_marks(context, target, &postgres);
+    remembered.see_nodes(&statuses, now);
+    remember(context, target, &remembered, &postgres);
     World {
-        now: (context.now)(),
+        now,
         kafka,
         postgres,
         secrets,
         asked: nodes,
         objects: Some(objects),
         nodes: statuses,
+        troubled_since: remembered.troubled_since,
         topics_absent_passes: remembered.topics_absent_passes,
         failure: remembered.failure,
     }
 }
 
-/// Notes which nodes have a schema or role: the Secrets of those that are no members are looked for in the next pass.
-fn remember_marks(context: &Context, target: &Target, views: &PostgresViews) {
+/// Notes what was seen for the next pass. The Secrets of nodes that have a schema or role are looked for then, members or not.
+fn remember(context: &Context, target: &Target, seen: &Remembered, views: &PostgresViews) {
     let marked: BTreeSet<NodeId> = views
         .values()
         .filter_map(|view| view.as_ref().ok())
@@ -312,7 +320,12 @@ fn remember_marks(context: &Context, target: &Target, views: &PostgresViews) {
     context.memory.note(
         target.names.namespace(),
         target.names.cluster(),
-        |cluster| cluster.marked = marked,
+        |cluster| {
+            cluster.marked = marked;
+            cluster.zones.clone_from(&seen.zones);
+            cluster.gone_since.clone_from(&seen.gone_since);
+            cluster.troubled_since.clone_from(&seen.troubled_since);
+        },
     );
 }
 
@@ -376,6 +389,9 @@ async fn execute(context: &Context, current: &Current, step: &Step) -> Result<()
         Step::RestartPod { name, uid, .. } => write::delete_pod(client, target, name, uid).await,
         Step::DeleteStatefulSet { name, uid } => {
             write::delete_stateful_set(client, target, name, uid).await
+        }
+        Step::ForceDeletePod { name, uid, .. } => {
+            write::force_delete_pod(client, target, name, uid).await
         }
         Step::DeleteSecret { name, uid, .. } => {
             write::delete_secret(client, target, name, uid).await

@@ -158,6 +158,23 @@ pub async fn delete_stateful_set(
     delete(&sets, name, &parameters).await
 }
 
+/// Deletes a pod at once: the API server forgets it, whatever its kubelet does. Its process may run on, unseen, while another one of
+/// the same node starts elsewhere. That is safe: the log takes records of the current epoch's process alone, and the schema lets
+/// the process write alone that entered it last; the older one loses at both and ends.
+pub async fn force_delete_pod(
+    client: &Client,
+    target: &Target,
+    name: &str,
+    uid: &str,
+) -> Result<(), ExecuteError> {
+    let pods: Api<Pod> = Api::namespaced(client.clone(), target.names.namespace());
+    let parameters = DeleteParams {
+        grace_period_seconds: Some(0),
+        ..exactly(uid)
+    };
+    delete(&pods, name, &parameters).await
+}
+
 /// Deletes a node's Secret.
 pub async fn delete_secret(
     client: &Client,

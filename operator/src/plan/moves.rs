@@ -110,7 +110,7 @@ pub(super) fn advance(
             gates.extend(slot.promote());
             slot.prefer();
             gates.extend(slot.release());
-            slot.sort();
+            slot.sort(entry);
             slot.entry
         })
         .collect();
@@ -238,8 +238,17 @@ impl Slot<'_> {
         gates
     }
 
-    fn sort(&mut self) {
-        leaving_last(&mut self.entry, self.want);
+    /// Puts the voters in order, unless nothing else changed before the end is reached: that is not worth an assignment.
+    fn sort(&mut self, before: &SlotAssignment) {
+        let same = |one: &[NodeId], other: &[NodeId]| {
+            one.len() == other.len() && one.iter().all(|node| other.contains(node))
+        };
+        let idle = same(&self.entry.voters, &before.voters)
+            && self.entry.learners == before.learners
+            && self.entry.preferred_leader == before.preferred_leader;
+        if !idle || same(&self.entry.voters, &self.want.voters) {
+            leaving_last(&mut self.entry, self.want);
+        }
     }
 }
 

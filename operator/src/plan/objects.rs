@@ -66,6 +66,11 @@ pub(super) fn stage(target: &Target, world: &World, nodes: &[NodeId], node_image
     steps.extend(apply(budget, live, Object::Budget));
     // Planned once the log id stands: nodes are started with it.
     if let Some(log_id) = target.log_id {
+        let chosen = objects.stateful_sets.values().find_map(|set| {
+            let annotations = set.annotations();
+            annotations.get(build::statefulset::ANNOTATION_DEFAULT_IMAGE)
+        });
+        let node_image = chosen.map_or(node_image, String::as_str);
         for &node in nodes {
             let set = build::statefulset::stateful_set(target, log_id, node, node_image);
             let live = objects.stateful_sets.get(&set.name_any());

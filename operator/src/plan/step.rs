@@ -66,6 +66,17 @@ pub enum Step {
         /// That the others do without it, or that it serves nothing.
         gate: Gate,
     },
+    /// Delete a pod without waiting for its end, since nobody can tell of it any more.
+    ForceDeletePod {
+        /// The node.
+        node: NodeId,
+        /// Name of the pod.
+        name: String,
+        /// Its UID: no other pod of that name is deleted.
+        uid: String,
+        /// That it is lost.
+        gate: Gate,
+    },
     /// Delete a StatefulSet.
     DeleteStatefulSet {
         /// Its name.
@@ -119,6 +130,7 @@ impl Step {
             Self::Publish(..) => "PublishAssignment",
             Self::Apply(_) => "Apply",
             Self::RestartPod { .. } => "RestartPod",
+            Self::ForceDeletePod { .. } => "ForceDeletePod",
             Self::DeleteStatefulSet { .. } => "DeleteStatefulSet",
             Self::DeleteSecret { .. } => "DeleteSecret",
             Self::DeleteTopics(_) => "DeleteTopics",
@@ -156,6 +168,9 @@ impl fmt::Display for Step {
             Self::Publish(assignment, _) => write!(f, "publish assignment {}", assignment.version),
             Self::Apply(object) => write!(f, "apply {object}"),
             Self::RestartPod { node, .. } => write!(f, "restart node {node}"),
+            Self::ForceDeletePod { node, gate, .. } => {
+                write!(f, "give node {node} another place: {}", gate.evidence())
+            }
             Self::DeleteStatefulSet { name, .. } => write!(f, "delete StatefulSet {name}"),
             Self::DeleteSecret { name, .. } => write!(f, "delete Secret {name}"),
             Self::DeleteTopics(topics) => write!(f, "delete topics {}", topics.join(", ")),

@@ -3,6 +3,7 @@
 mod create;
 mod delete;
 mod model;
+mod nodes;
 mod refuse;
 mod restart;
 mod scale;

@@ -7,6 +7,7 @@
 //! What it promises is written down and checked by the conformance suite, which runs the same cases on PostgreSQL.
 
 mod flusher;
+mod leaving;
 mod server;
 mod snapshots;
 

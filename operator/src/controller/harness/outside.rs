@@ -24,14 +24,12 @@ use crate::observe::{
     AdminUrls, AssignmentView, KafkaView, Login, NodeSecret, NodeTrouble, PodView, PostgresView,
     PostgresViews, RoleView, SchemaView, TopicView,
 };
-use crate::outside::{Outside, Statuses};
+use crate::outside::{KafkaSeen, Outside, Statuses};
 use crate::plan::{RoleStep, Step};
 use crate::secret_text::{SecretText, password_of};
 
 /// Records of each slot.
 const LOG_END: i64 = 10;
-/// Steps until a new replica has caught up.
-const STEPS_TO_CATCH_UP: i64 = 3;
 
 /// See the module; clones are the same.
 #[derive(Clone)]
@@ -42,31 +40,31 @@ pub(super) struct World {
 }
 
 #[derive(Clone, Default)]
-struct State {
-    topics: BTreeMap<String, TopicView>,
-    published: Option<(Offset, Assignment)>,
-    records: i64,
+pub(super) struct State {
+    pub(super) topics: BTreeMap<String, TopicView>,
+    pub(super) published: Option<(Offset, Assignment)>,
+    pub(super) records: i64,
     /// Roles with their schemas and passwords, by instance and name.
-    roles: BTreeMap<(String, String), Role>,
-    nodes: BTreeMap<NodeId, Node>,
-    leaders: BTreeMap<SlotId, NodeId>,
-    late: Vec<Step>,
+    pub(super) roles: BTreeMap<(String, String), Role>,
+    pub(super) nodes: BTreeMap<NodeId, Node>,
+    pub(super) leaders: BTreeMap<SlotId, NodeId>,
+    pub(super) late: Vec<Step>,
 }
 
 #[derive(Clone)]
-struct Role {
-    comment: String,
-    password: Option<SecretText>,
+pub(super) struct Role {
+    pub(super) comment: String,
+    pub(super) password: Option<SecretText>,
 }
 
 /// What a node's process knows, and what its schema holds.
 #[derive(Clone, Default)]
-struct Node {
-    version: Option<u64>,
-    incarnation: u64,
-    pod: Option<String>,
+pub(super) struct Node {
+    pub(super) version: Option<u64>,
+    pub(super) incarnation: u64,
+    pub(super) pod: Option<String>,
     /// How far each replica is behind.
-    behind: BTreeMap<SlotId, i64>,
+    pub(super) behind: BTreeMap<SlotId, i64>,
 }
 
 impl World {
@@ -168,7 +166,7 @@ impl World {
         running.filter_map(of).collect()
     }
 
-    fn see_kafka(&self) -> KafkaView {
+    fn kafka_view(&self) -> KafkaView {
         let state = self.lock();
         KafkaView {
             brokers: 3,
@@ -180,18 +178,18 @@ impl World {
         }
     }
 
-    fn see_postgres(
+    fn views(
         &self,
         target: &Target,
         urls: AdminUrls,
         secrets: &BTreeMap<NodeId, NodeSecret>,
     ) -> PostgresViews {
         let state = self.lock();
-        let views = urls.into_iter().map(|(instance, url)| {
+        let postgres = urls.into_iter().map(|(instance, url)| {
             let view = url.map(|admin| state.postgres(target, &instance, admin, secrets));
             (instance, view)
         });
-        views.collect()
+        postgres.collect()
     }
 
     fn status(&self, target: &Target, node: NodeId) -> Result<NodeStatus, NodeTrouble> {
@@ -286,7 +284,7 @@ fn trouble(step: &Step) -> ExecuteError {
     }
 }
 
-fn slot_id(number: usize) -> SlotId {
+pub(super) fn slot_id(number: usize) -> SlotId {
     SlotId(u32::try_from(number).expect("few"))
 }
 
@@ -404,101 +402,15 @@ impl State {
             logins: logins.collect(),
         }
     }
-
-    /// Each node that runs reads the newest assignment and its logs a bit further.
-    fn follow(&mut self, pods: &BTreeMap<NodeId, String>) {
-        let Some((_, newest)) = self.published.clone() else {
-            return;
-        };
-        let has_role = |node: &NodeId| {
-            self.roles
-                .values()
-                .any(|role| node_of(&role.comment) == Some(*node))
-        };
-        let up: BTreeMap<NodeId, String> = pods
-            .iter()
-            .filter(|(node, _)| has_role(node))
-            .map(|(node, pod)| (*node, pod.clone()))
-            .collect();
-        for node in self.nodes.values_mut() {
-            node.pod = None;
-        }
-        let whole = self.whole_slots();
-        for (id, pod) in up {
-            let node = self.nodes.entry(id).or_default();
-            node.pod = Some(pod);
-            node.version = Some(newest.version);
-            for (number, replicas) in newest.slots.iter().enumerate() {
-                let slot = slot_id(number);
-                let has = replicas.has_replica(id);
-                if !has {
-                    node.behind.remove(&slot);
-                } else if let Some(behind) = node.behind.get_mut(&slot) {
-                    *behind = (*behind - 1).max(0);
-                } else {
-                    let begins = if whole.contains(&slot) {
-                        STEPS_TO_CATCH_UP
-                    } else {
-                        0
-                    };
-                    node.behind.insert(slot, begins);
-                }
-            }
-        }
-    }
-
-    /// Slots that somebody has all of.
-    fn whole_slots(&self) -> BTreeSet<SlotId> {
-        let nodes = self.nodes.values();
-        let slots = nodes.flat_map(|node| node.behind.iter());
-        slots
-            .filter(|(_, behind)| **behind == 0)
-            .map(|(slot, _)| *slot)
-            .collect()
-    }
-
-    /// Leaders stay where they are fit, hand over to the preferred voter, and are replaced when they are gone.
-    fn elect(&mut self) {
-        let Some((_, newest)) = &self.published else {
-            self.leaders.clear();
-            return;
-        };
-        for (number, replicas) in newest.slots.iter().enumerate() {
-            let slot = slot_id(number);
-            let nodes = &self.nodes;
-            let fit = |node: &NodeId| {
-                nodes
-                    .get(node)
-                    .is_some_and(|of| of.pod.is_some() && of.behind.get(&slot) == Some(&0))
-            };
-            let preferred = Some(replicas.preferred_leader).filter(fit);
-            let any = replicas.voters.iter().copied().find(fit);
-            // A leader that lost its vote leads on until another one can.
-            let still = self.leaders.get(&slot).copied().filter(fit);
-            match preferred.or(any).or(still) {
-                Some(leader) => drop(self.leaders.insert(slot, leader)),
-                None => drop(self.leaders.remove(&slot)),
-            }
-        }
-    }
-
-    fn fingerprint(&self) -> String {
-        let nodes: Vec<_> = self
-            .nodes
-            .iter()
-            .map(|(id, node)| (id, node.version, &node.pod, &node.behind))
-            .collect();
-        format!("{nodes:?} {:?}", self.leaders)
-    }
 }
 
-fn node_of(comment: &str) -> Option<NodeId> {
+pub(super) fn node_of(comment: &str) -> Option<NodeId> {
     comment.rsplit(':').next()?.parse().ok().map(NodeId)
 }
 
 impl Outside for World {
-    fn kafka<'a>(&'a self, _target: &'a Target) -> BoxFuture<'a, Result<KafkaView, KafkaTrouble>> {
-        async { Ok(self.see_kafka()) }.boxed()
+    fn kafka<'a>(&'a self, _target: &'a Target) -> BoxFuture<'a, KafkaSeen> {
+        async move { Ok(self.kafka_view()) }.boxed()
     }
 
     fn postgres<'a>(
@@ -508,7 +420,7 @@ impl Outside for World {
         _nodes: &'a BTreeSet<NodeId>,
         secrets: &'a BTreeMap<NodeId, NodeSecret>,
     ) -> BoxFuture<'a, PostgresViews> {
-        async move { self.see_postgres(target, admin_urls, secrets) }.boxed()
+        async move { self.views(target, admin_urls, secrets) }.boxed()
     }
 
     fn ask<'a>(

@@ -8,9 +8,7 @@ use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::ResourceExt;
-use kvcluster_crds::{
-    Assignment, Epoch, Incarnation, LogId, NodeId, NodeStatus, Offset, SlotId, SlotRole, SlotStatus,
-};
+use kvcluster_crds::{Assignment, LogId, NodeId, NodeStatus, Offset};
 
 use crate::cluster::Target;
 use crate::fixtures::{ClusterBuilder, now};
@@ -30,7 +28,7 @@ const PASSES_MAX: usize = 100;
 /// No life here takes more steps and moments.
 const LIFE_MAX: usize = 2_000;
 /// Records of each slot; a new replica takes one in each moment.
-const RECORDS: i64 = 2;
+pub(super) const RECORDS: i64 = 2;
 /// Ids whose Secrets are looked for.
 const ASKED: u32 = 40;
 
@@ -46,10 +44,10 @@ pub(super) struct Model {
     /// Steps that were executed.
     pub(super) done: Vec<Step>,
     /// What each replica has applied.
-    applied: BTreeMap<(NodeId, usize), i64>,
-    leaders: Vec<Option<NodeId>>,
+    pub(super) applied: BTreeMap<(NodeId, usize), i64>,
+    pub(super) leaders: Vec<Option<NodeId>>,
     /// Nodes whose process does not run.
-    failed: BTreeSet<NodeId>,
+    pub(super) failed: BTreeSet<NodeId>,
 }
 
 impl Model {
@@ -71,6 +69,7 @@ impl Model {
             asked: (0..ASKED).map(NodeId).collect(),
             objects: Some(Ok(ObjectsView::default())),
             nodes: BTreeMap::new(),
+            troubled_since: BTreeMap::new(),
             topics_absent_passes: 0,
             failure: None,
         };
@@ -264,6 +263,11 @@ impl Model {
                 self.objects().housed.remove(&node);
                 self.world.nodes.insert(node, Err(NodeTrouble::NoPod));
             }
+            Step::ForceDeletePod { node, uid, .. } => {
+                let pod = self.objects().pods.remove(node).expect("a pod");
+                assert_eq!(&pod.uid, uid);
+                self.start_pod(*node);
+            }
             Step::DeleteSecret { node, uid, .. } => {
                 if let Some(secret) = self.secrets().remove(node) {
                     assert_eq!(secret.uid, *uid);
@@ -408,113 +412,6 @@ impl Model {
             for &voter in &entry.voters {
                 self.applied.insert((voter, slot), RECORDS);
             }
-        }
-    }
-
-    /// The node's process dies and is not started again.
-    pub(super) fn fail(&mut self, node: u32) {
-        self.failed.insert(NodeId(node));
-        if let Some(pod) = self.objects().pods.get_mut(&NodeId(node)) {
-            pod.ready = false;
-        }
-    }
-
-    /// It is started again.
-    pub(super) fn recover(&mut self, node: u32) {
-        self.failed.remove(&NodeId(node));
-        if let Some(pod) = self.objects().pods.get_mut(&NodeId(node)) {
-            pod.ready = true;
-        }
-    }
-
-    /// A moment passes: nodes start, read the newest assignment, take a record of each slot, hand over and report. Says whether
-    /// anything changed.
-    pub(super) fn tick(&mut self) -> bool {
-        let before = self.world.nodes.clone();
-        let stopped: Vec<NodeId> = self
-            .objects()
-            .pods
-            .iter()
-            .filter(|(_, pod)| pod.terminating)
-            .map(|(&node, _)| node)
-            .collect();
-        for &node in &stopped {
-            self.start_pod(node);
-        }
-        let table = self.newest().clone();
-        let pods: Vec<NodeId> = self.objects().pods.keys().copied().collect();
-        for (slot, entry) in table.slots.iter().enumerate() {
-            let here = |node: &NodeId| pods.contains(node) && !self.failed.contains(node);
-            for &node in entry
-                .voters
-                .iter()
-                .chain(&entry.learners)
-                .filter(|n| here(n))
-            {
-                let applied = self.applied.entry((node, slot)).or_insert(0);
-                *applied = (*applied + 1).min(RECORDS);
-            }
-            let able = |node: &NodeId| {
-                here(node)
-                    && entry.voters.contains(node)
-                    && self.applied.get(&(*node, slot)) == Some(&RECORDS)
-            };
-            self.leaders[slot] = Some(entry.preferred_leader)
-                .filter(able)
-                .or_else(|| self.leaders[slot].filter(able))
-                .or_else(|| entry.voters.iter().copied().find(able));
-        }
-        self.applied
-            .retain(|&(node, slot), _| table.slots[slot].has_replica(node));
-        let target = self.target();
-        for node in pods {
-            let status = if self.failed.contains(&node) {
-                Err(NodeTrouble::NoAnswer)
-            } else {
-                Ok(self.fresh_status(&target, node))
-            };
-            self.world.nodes.insert(node, status);
-        }
-        before != self.world.nodes || !stopped.is_empty()
-    }
-
-    fn fresh_status(&mut self, target: &Target, node: NodeId) -> NodeStatus {
-        let newest = self.newest();
-        let hosted = newest.slots.iter().enumerate();
-        let hosted = hosted.filter(|(_, entry)| entry.has_replica(node));
-        let slots = hosted.map(|(slot, _)| {
-            let applied = self.applied.get(&(node, slot)).copied().unwrap_or(0);
-            SlotStatus {
-                slot: SlotId(u32::try_from(slot).expect("a slot")),
-                role: if self.leaders[slot] == Some(node) {
-                    SlotRole::Leader
-                } else {
-                    SlotRole::Follower
-                },
-                leader: self.leaders[slot],
-                epoch: Epoch(1),
-                applied,
-                flushed: applied,
-                durable: applied,
-                caught_up: applied == RECORDS,
-                bytes: 0,
-                records_valid: 1,
-                records_ignored: 0,
-                frozen: None,
-            }
-        });
-        NodeStatus {
-            node,
-            incarnation: Incarnation(1),
-            cluster_uid: target.uid.clone(),
-            log_id: newest.log_id,
-            assignment_version: Some(newest.version),
-            kafka_connected: true,
-            postgres_connected: true,
-            problem: None,
-            unflushed_bytes: 0,
-            unflushed_bytes_max: 1,
-            slots: slots.collect(),
         }
     }
 }
