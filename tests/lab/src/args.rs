@@ -55,6 +55,12 @@ pub enum Command {
         /// The part
         name: String,
     },
+    /// Change the number of store nodes of `local`, while they serve
+    Scale {
+        /// Nodes
+        #[arg(value_parser = clap::value_parser!(u16).range(1..=32))]
+        nodes: u16,
+    },
     /// Send a signal to a part of `local`: kafka-0, postgres, node-0, …
     Kill {
         /// The part

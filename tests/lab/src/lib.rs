@@ -42,6 +42,7 @@ pub fn run(args: Args) -> Result<bool> {
         Command::Test { long, only } => suites::run(&layout, &progress, long, &only),
         Command::Bench { arguments } => suites::bench(&layout, &progress, &arguments),
         Command::Start { name } => local::start_part(&layout, &progress, &name).map(|()| true),
+        Command::Scale { nodes } => local::scale::run(&layout, &progress, nodes).map(|()| true),
         Command::Kill { name, signal } => local::kill_part(&layout, &name, &signal).map(|()| true),
         Command::Cut {
             name,

@@ -9,6 +9,7 @@ pub mod kafka;
 pub mod nodes;
 pub mod parts;
 pub mod postgres;
+pub mod scale;
 
 use std::path::PathBuf;
 

@@ -21,6 +21,9 @@ const KILL_LIMIT: Duration = Duration::from_secs(5);
 /// Time between two moves of Kafka's leaders: a client has found the new ones by then.
 const MOVE_EVERY: Duration = Duration::from_millis(500);
 
+/// Nodes that join.
+const JOINING: usize = 2;
+
 /// A kind of fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Fault {
@@ -78,12 +81,14 @@ pub enum Fault {
     FlushBlocked,
     /// SIGSTOP of the PostgreSQL processes that serve a node: its statements hang.
     StatementsHang,
+    /// Two nodes join, get their share of the replicas, and leave again.
+    NodesJoinAndLeave,
     /// Clients give up after a few milliseconds, in the middle of what they asked for.
     ClientsGiveUp,
 }
 
 /// Every kind.
-pub const ALL: [Fault; 28] = [
+pub const ALL: [Fault; 29] = [
     Fault::LeaderKilled,
     Fault::CutFromKafka,
     Fault::LeaderPaused,
@@ -112,6 +117,7 @@ pub const ALL: [Fault; 28] = [
     Fault::PostgresDiskFull,
     Fault::BrokerDiskFull,
     Fault::KafkaDisksFull,
+    Fault::NodesJoinAndLeave,
 ];
 
 /// What a fault is done to.
@@ -134,7 +140,13 @@ impl Fault {
     pub fn goes_with(self, other: Self) -> bool {
         // To empty a schema needs a server that answers.
         let empties = |one: Self, two: Self| one == Self::StateLost && two.of() == Of::Postgres;
-        self.of() != other.of() && !empties(self, other) && !empties(other, self)
+        // Who joins needs all services, and the operator asks all nodes.
+        let joins = |one: Self| one == Self::NodesJoinAndLeave;
+        self.of() != other.of()
+            && !empties(self, other)
+            && !empties(other, self)
+            && !joins(self)
+            && !joins(other)
     }
 
     fn of(self) -> Of {
@@ -146,7 +158,8 @@ impl Fault {
             | Self::LeaderStopsGracefully
             | Self::LeaderPaused
             | Self::LeaderPausedShortly
-            | Self::AllNodesPaused => Of::Nodes,
+            | Self::AllNodesPaused
+            | Self::NodesJoinAndLeave => Of::Nodes,
             Self::CutFromKafka
             | Self::KafkaAnswersLost
             | Self::CutFromPostgres
@@ -281,6 +294,7 @@ impl Plan {
             Fault::ConnectionsEnded => end_connections(&lab, node),
             Fault::FlushBlocked => self.block_flush(&lab, node),
             Fault::StatementsHang => self.hang_statements(&lab, node),
+            Fault::NodesJoinAndLeave => self.scale(&lab),
             Fault::ClientsGiveUp => {
                 give_up(true);
                 thread::sleep(self.held);
@@ -295,6 +309,24 @@ impl Plan {
         thread::sleep(self.held);
         parts.iter().try_for_each(|part| lab::start(part))?;
         Ok(Done::of(&parts.join(", "), "gone, and started".to_owned()))
+    }
+
+    fn scale(&self, lab: &Lab) -> Result<Done> {
+        let usual = lab.nodes.len();
+        lab::scale(usual + JOINING)?;
+        let joined: Vec<String> = Lab::local()?
+            .nodes
+            .iter()
+            .filter(|node| lab.nodes.iter().all(|old| old.id != node.id))
+            .map(|node| name(node.id))
+            .collect();
+        thread::sleep(self.held);
+        lab::scale(usual)?;
+        Ok(Done {
+            target: joined.join(", "),
+            evidence: "joined, and left".to_owned(),
+            fired: joined.len() == JOINING,
+        })
     }
 
     fn lose_state(&self, lab: &Lab, key: &str) -> Result<Done> {

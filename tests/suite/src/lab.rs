@@ -12,6 +12,8 @@ use crate::{http, processes};
 
 /// Longest run of one command of the lab: starting a part waits for nothing but the process.
 const COMMAND_LIMIT: Duration = Duration::from_mins(1);
+/// Longest change of the number of nodes: every replica that moves is caught up first.
+const SCALE_LIMIT: Duration = Duration::from_mins(5);
 /// The sample manifest's namespace.
 pub const NAMESPACE: &str = "default";
 /// The sample manifest's cluster.
@@ -168,6 +170,11 @@ pub fn cut(part: &str, target: &str, answers: bool) -> Result<()> {
     command(&arguments).map(drop)
 }
 
+/// Changes the number of store nodes of `local`; returns when every replica is where it belongs.
+pub fn scale(nodes: usize) -> Result<()> {
+    limited(&["scale", &nodes.to_string()], SCALE_LIMIT).map(drop)
+}
+
 /// Fills the disk of a part of `local`, or makes room again.
 pub fn fill(part: &str, undo: bool) -> Result<()> {
     let arguments = ["fill", part, "--undo"];
@@ -209,8 +216,12 @@ pub fn heal() -> Result<u64> {
 }
 
 fn command(arguments: &[&str]) -> Result<String> {
+    limited(arguments, COMMAND_LIMIT)
+}
+
+fn limited(arguments: &[&str], limit: Duration) -> Result<String> {
     let program = processes::own_program("kvcluster-lab")?;
-    let ended = processes::run(Command::new(program).args(arguments), COMMAND_LIMIT)?;
+    let ended = processes::run(Command::new(program).args(arguments), limit)?;
     if !ended.success {
         bail!(
             "`cargo lab {}` failed: {}",

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Context, Result};
 use serde::Deserialize;
@@ -32,6 +33,14 @@ struct Entry {
 
 /// Lets the operator prepare everything, and describes the processes. It changes nothing that is prepared already.
 pub fn prepare(layout: &Layout, programs: &Path, options: &LocalOptions) -> Result<Vec<Part>> {
+    let mut command = operator(layout, programs, options)?;
+    shell::run_logged(&mut command, &log_file(layout, "operator"))
+        .context("the operator could not prepare Kafka and PostgreSQL")?;
+    members(layout, programs)
+}
+
+/// The operator's program: it prepares what is missing, and moves replicas where nodes run.
+pub fn operator(layout: &Layout, programs: &Path, options: &LocalOptions) -> Result<Command> {
     let folder = layout.run("local").join("operator");
     std::fs::create_dir_all(&folder)?;
     let mut command = shell::command(&[programs.join(own::OPERATOR)]);
@@ -52,9 +61,12 @@ pub fn prepare(layout: &Layout, programs: &Path, options: &LocalOptions) -> Resu
     for (name, value) in values {
         command.args([name, &value]);
     }
-    shell::run_logged(&mut command, &log_file(layout, "operator"))
-        .context("the operator could not prepare Kafka and PostgreSQL")?;
-    let file = folder.join("nodes.json");
+    Ok(command)
+}
+
+/// The processes of the nodes that are members now.
+pub fn members(layout: &Layout, programs: &Path) -> Result<Vec<Part>> {
+    let file = layout.run("local").join("operator").join("nodes.json");
     let text = std::fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
     let entries: Vec<Entry> = serde_json::from_slice(&text)
         .with_context(|| format!("{} is not what the lab expects", file.display()))?;
