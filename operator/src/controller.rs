@@ -41,6 +41,8 @@ const CONVERGED_PAUSE: Duration = Duration::from_mins(1);
 const CONVERGED_JITTER_MS: u64 = 15_000;
 /// To the next look while something starts, stops or is out of reach: a trouble stands in the status within 15 s.
 const WAITING_PAUSE: Duration = Duration::from_secs(2);
+/// To the next look while replicas are on their way: each of their steps waits for what the nodes report.
+const MOVING_PAUSE: Duration = Duration::from_millis(500);
 /// After the first error; doubles with each further one.
 const ERROR_PAUSE: Duration = Duration::from_millis(500);
 /// At most between two attempts.
@@ -171,6 +173,7 @@ async fn reconcile(
     Ok(match outcome {
         pass::Outcome::Stepped => Action::requeue(Duration::ZERO),
         pass::Outcome::Waiting => Action::requeue(WAITING_PAUSE),
+        pass::Outcome::Moving => Action::requeue(MOVING_PAUSE),
         pass::Outcome::Gone => Action::await_change(),
         pass::Outcome::Ready => Action::requeue(CONVERGED_PAUSE + jitter(&guard.name_any())),
     })

@@ -135,7 +135,7 @@ pub fn readiness(status: &KvClusterStatus) -> Option<(&str, &str, &str)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::Truth;
+    use crate::plan::{Phase, Truth};
 
     fn verdict(truth: Truth, reason: &'static str) -> Verdict {
         let kind = condition::READY;
@@ -163,6 +163,32 @@ mod tests {
         );
         let other = conditions(&status, &[verdict(Truth::True, "B")], 2, late);
         assert_eq!(other[0].last_transition_time, Time(late));
+    }
+
+    #[test]
+    fn figures_of_moves_are_taken_anew_when_a_phase_changes_or_when_they_are_old() {
+        let step = |phase, records| Move {
+            slot: 3,
+            from: None,
+            to: Some(kvcluster_crds::NodeId(4)),
+            phase,
+            records_left: Some(records),
+            bytes_left: None,
+        };
+        let begin: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
+        let after = |seconds| begin + SignedDuration::from_secs(seconds);
+        let left =
+            |status: &Option<RebalanceStatus>| status.as_ref().unwrap().moves[0].records_left;
+        let first = rebalance(None, &[step(Phase::CatchingUp, 90)], begin);
+        let soon = rebalance(first.as_ref(), &[step(Phase::CatchingUp, 50)], after(9));
+        assert_eq!(soon, first, "not written in each pass");
+        let later = rebalance(first.as_ref(), &[step(Phase::CatchingUp, 50)], after(10));
+        assert_eq!(left(&later), Some(50));
+        let still = rebalance(first.as_ref(), &[step(Phase::CatchingUp, 90)], after(60));
+        assert_eq!(still, first, "nothing new");
+        let other = rebalance(first.as_ref(), &[step(Phase::HandingOver, 0)], after(1));
+        assert_eq!(left(&other), Some(0));
+        assert_eq!(rebalance(first.as_ref(), &[], after(1)), None);
     }
 
     #[test]

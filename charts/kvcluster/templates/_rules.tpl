@@ -24,11 +24,11 @@ a ClusterRole. Exactly the verbs that it uses.
 - apiGroups: ["policy"]
   resources: ["poddisruptionbudgets"]
   verbs: ["get", "list", "watch", "create", "patch"]
-# Secrets are read by the names that a cluster gives, never listed.
+# Secrets are read by the names that a cluster gives, never listed. A node that left leaves no password behind.
 - apiGroups: [""]
   resources: ["secrets"]
-  verbs: ["get", "create", "patch"]
-# A node whose template changed is restarted by deleting its pod.
+  verbs: ["get", "create", "patch", "delete"]
+# A node whose template changed, or whose Kubernetes node is lost, is restarted by deleting its pod.
 - apiGroups: [""]
   resources: ["pods"]
   verbs: ["get", "list", "watch", "delete"]

@@ -87,7 +87,8 @@ pub struct KvClusterSpec {
     /// The PostgreSQL instances that hold the state.
     pub postgres: PostgresSpec,
 
-    /// Image of the store nodes; by default the one that the operator was installed with.
+    /// Image of the store nodes; by default the one that the operator came with when the cluster was made. An operator that comes
+    /// with another one restarts no node: name it here to get it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 512))]
     pub image: Option<String>,

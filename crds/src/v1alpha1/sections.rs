@@ -140,7 +140,8 @@ pub struct RingSpec {
 #[derive(JsonSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct RebalanceSpec {
-    /// Replicas that are on their way at a time.
+    /// Replicas that are on their way at a time. Those on nodes that do not answer are not counted; a few more may begin together
+    /// where one alone would make nothing better.
     #[schemars(range(min = 1, max = 100))]
     pub max_concurrent_moves: i32,
     /// `Apply`: done as soon as it is known. `Plan`: shown in `status.plan`, and done when this is set back to `Apply`.

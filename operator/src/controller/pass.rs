@@ -53,6 +53,8 @@ pub(super) enum Outcome {
     Stepped,
     /// Nothing to do now, but not everything is as wanted.
     Waiting,
+    /// Nothing to do now; replicas are on their way.
+    Moving,
     /// Everything is as wanted and served.
     Ready,
     /// The cluster is gone, or going without us.
@@ -64,6 +66,7 @@ impl Outcome {
         match self {
             Self::Stepped => "stepped",
             Self::Waiting => "waiting",
+            Self::Moving => "moving",
             Self::Ready => "ready",
             Self::Gone => "gone",
         }
@@ -107,6 +110,8 @@ pub(super) async fn pass(context: &Context, cached: &KvCluster) -> Result<Outcom
         });
         return Ok(if plan.is_ready() {
             Outcome::Ready
+        } else if plan.is_moving() {
+            Outcome::Moving
         } else {
             Outcome::Waiting
         });

@@ -255,3 +255,98 @@ fn a_lower_bound_moves_what_is_above_it_and_nothing_else() {
     assert_sound(shape, &ids(15), &after);
     assert_eq!(moves(&before, &after), moves_forced(shape, &before, 15));
 }
+
+/// Nodes `0..zones.len()`, each in the zone, and on the instance, of that number.
+fn placed(zones: &[usize], instances: &[usize]) -> Vec<Member> {
+    let member = |(id, (zone, instance)): (usize, (&usize, &usize))| Member {
+        id: NodeId(u32::try_from(id).expect("few nodes")),
+        zone: Some(format!("zone-{zone}")),
+        instance: format!("db-{instance}"),
+    };
+    let places = zones.iter().zip(instances).enumerate();
+    places.map(member).collect()
+}
+
+fn distinct<'a>(
+    members: &'a [Member],
+    slot: &SlotAssignment,
+    group: impl Fn(&'a Member) -> &'a str,
+) -> usize {
+    let voters = members
+        .iter()
+        .filter(|member| slot.voters.contains(&member.id));
+    voters.map(group).collect::<BTreeSet<_>>().len()
+}
+
+/// Whether every slot can have voters in as many groups as there are, or as it has voters, with nobody above the load bound.
+fn can_be_spread(shape: Shape, groups: &[usize]) -> bool {
+    let bound = shape.load_bound(groups.len());
+    let slots = shape.slots as usize;
+    let mut sizes: BTreeMap<usize, usize> = BTreeMap::new();
+    for group in groups {
+        *sizes.entry(*group).or_default() += 1;
+    }
+    let wanted = shape.replication.min(sizes.len());
+    let room: usize = sizes.values().map(|nodes| slots.min(nodes * bound)).sum();
+    room >= slots * wanted
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2_000))]
+
+    #[test]
+    fn zones_and_instances_are_respected_where_they_can_be(
+        (shape, _) in any_shape(),
+        places in prop::collection::vec((0_usize..4, 0_usize..3), 7..14),
+        by_zone in any::<bool>(),
+    ) {
+        let shape = Shape { slots: shape.slots % 48 + 1, virtual_nodes: 16, ..shape };
+        let (mut zones, mut instances): (Vec<_>, Vec<_>) = places.into_iter().unzip();
+        // One kind of group at a time: with both, instances come first.
+        let groups = if by_zone {
+            instances.fill(0);
+            &zones
+        } else {
+            zones.fill(0);
+            &instances
+        };
+        let all = placed(&zones, &instances);
+        let group = |member: &'static Member| if by_zone { member.zone.as_deref().expect("it has one") } else { &member.instance };
+        let all: &'static [Member] = Box::leak(all.into_boxed_slice());
+        let mut before = None;
+        for count in [groups.len(), groups.len() - 1] {
+            let here = &all[..count];
+            if shape.replication > count || !can_be_spread(shape, &groups[..count]) {
+                continue;
+            }
+            let wanted = shape.replication.min(here.iter().map(group).collect::<BTreeSet<_>>().len());
+            let table = super::propose(shape, here, before.as_deref()).unwrap().slots;
+            assert_sound(shape, &here.iter().map(|m| m.id).collect::<Vec<_>>(), &table);
+            for slot in &table {
+                prop_assert_eq!(distinct(here, slot, group), wanted, "{:?}", slot);
+            }
+            before = Some(table);
+        }
+    }
+}
+
+#[test]
+fn slots_whose_voters_share_an_instance_are_named() {
+    let two = placed(&[0, 0, 0, 0], &[0, 1, 0, 1]);
+    let pairs = super::propose(shape(8, 2), &two, None).unwrap().slots;
+    assert!(super::slots_on_one_instance(&two, &pairs).is_empty());
+    let triples = super::propose(shape(8, 3), &two, None).unwrap().slots;
+    assert_eq!(super::slots_on_one_instance(&two, &triples).len(), 8);
+}
+
+/// A pod that starts anew has no zone for a moment: nothing moves for that.
+#[test]
+fn a_zone_that_is_not_known_for_a_moment_moves_nothing() {
+    let mut members = placed(&[0, 0, 1, 1, 2, 2], &[0; 6]);
+    let table = super::propose(shape(32, 3), &members, None).unwrap().slots;
+    members[4].zone = None;
+    let again = super::propose(shape(32, 3), &members, Some(&table))
+        .unwrap()
+        .slots;
+    assert_eq!(table, again);
+}

@@ -239,7 +239,7 @@ fn expected_rights() -> BTreeSet<String> {
         ("apps/statefulsets", "get list watch create patch delete"),
         ("/services", "get list watch create patch"),
         ("policy/poddisruptionbudgets", "get list watch create patch"),
-        ("/secrets", "get create patch"),
+        ("/secrets", "get create patch delete"),
         ("/pods", "get list watch delete"),
         ("events.k8s.io/events", "create patch"),
     ];
@@ -253,7 +253,9 @@ fn expected_rights() -> BTreeSet<String> {
 fn the_operator_has_exactly_the_rights_it_uses() -> Result<()> {
     let objects = render("kvcluster", &[])?;
     let role = only(&objects, "ClusterRole", "home-release-kvcluster-operator");
-    assert_eq!(rights(role), expected_rights());
+    let mut everywhere = expected_rights();
+    everywhere.insert("/nodes get".to_owned());
+    assert_eq!(rights(role), everywhere);
     let own = only(&objects, "Role", "release-kvcluster-operator");
     let lease = [
         "coordination.k8s.io/leases create",

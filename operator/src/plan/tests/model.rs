@@ -103,7 +103,12 @@ impl Model {
     }
 
     pub(super) fn plan(&self) -> Plan {
-        plan(&self.target(), &self.world, IMAGE)
+        self.plan_of(IMAGE)
+    }
+
+    /// The plan of an operator that comes with another image.
+    pub(super) fn plan_of(&self, image: &str) -> Plan {
+        plan(&self.target(), &self.world, image)
     }
 
     /// Executes first steps until there is none.
