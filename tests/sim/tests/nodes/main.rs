@@ -11,6 +11,7 @@ mod check;
 mod clients;
 mod faults;
 mod life;
+mod moves;
 mod network;
 mod node;
 #[cfg(feature = "seeded-bugs")]
