@@ -11,6 +11,9 @@ use crate::{PATIENCE, SLOTS, StopsAtEnd, Written, alone, check, load};
 /// Writers of a slot: enough that no fetch of its log comes back empty.
 const WRITERS: usize = 12;
 
+/// Records of a slot after which its writers are at work.
+const STEADY: i64 = 1_000;
+
 /// Runs `work` while writers write; what they wrote.
 fn under_load(cluster: &Cluster, work: impl FnOnce()) -> Vec<Written> {
     let stop = AtomicBool::new(false);
@@ -35,6 +38,13 @@ fn a_replica_that_begins_anew_catches_up_while_its_slot_is_written() {
     let mut cluster = Cluster::start(3, 1);
     cluster.wait_until_led(PATIENCE);
     let all = under_load(&cluster, || {
+        // Until the writers have found their pace.
+        let applied =
+            |slots: Vec<kvcluster_crds::SlotStatus>| slots.first().map(|slot| slot.applied);
+        cluster.wait_until(PATIENCE, || {
+            let status = cluster.status(0);
+            status.and_then(|status| applied(status.slots)) > Some(STEADY)
+        });
         cluster.kill(2);
         cluster.lose_schema(2);
         cluster.restart(2);
@@ -43,7 +53,10 @@ fn a_replica_that_begins_anew_catches_up_while_its_slot_is_written() {
     });
     let count: u64 = all.iter().map(|written| written.count).sum();
     println!("{count} writes meanwhile");
-    assert!(count > 500, "{count} writes prove nothing");
+    assert!(
+        count > STEADY.unsigned_abs() / 2,
+        "{count} writes prove nothing"
+    );
     cluster.wait_until(PATIENCE, || cluster.agree());
     check(&cluster, 2, &all);
     cluster.stop_all();
