@@ -93,7 +93,8 @@ pub trait Log: Send + Sync + 'static {
     /// waits until a broker has answered for these.
     fn follow(&self, slots: Vec<Follow>);
 
-    /// Reads the log of `slot` no more, until it is followed again. Its sink is told nothing more.
+    /// Reads the log of `slot` no more, until it is followed again. Its sink is let go soon; what it is told until then is for
+    /// nobody.
     fn unfollow(&self, slot: SlotId);
 
     /// Appends a record to the log of `slot`. Its fate reaches the sink of the slot, exactly once.
