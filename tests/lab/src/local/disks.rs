@@ -37,10 +37,9 @@ pub fn unmount_below(folder: &Path) -> Result<()> {
     // The newest first: one may stand in another.
     for mounted in ours(&text).iter().rev() {
         if mounted.starts_with(folder) {
-            shell::output(&mut shell::command(&[
-                "umount",
-                &mounted.display().to_string(),
-            ]))?;
+            let folder = mounted.display().to_string();
+            // Lazily: what looked after a process may end a moment after it, and still stands in its folder.
+            shell::output(&mut shell::command(&["umount", "--lazy", &folder]))?;
         }
     }
     Ok(())
