@@ -5,6 +5,7 @@ mod beats;
 pub mod clock;
 pub mod host;
 pub mod hosting;
+mod others;
 pub mod registry;
 mod replica;
 pub mod restore;

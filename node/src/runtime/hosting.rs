@@ -13,20 +13,18 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::future::join_all;
-use kvcluster_crds::{NodeId, NodeStatus, Offset, SlotId};
+use kvcluster_crds::{NodeStatus, Offset, SlotId};
 use tokio::sync::watch;
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use tracing::{debug, info, warn};
 
 use super::host::Host;
+use super::others::ask_others;
 use super::registry::Registry;
 use super::replica::Ended;
-use crate::api::ask_status;
 use crate::assignment::Known;
 use crate::peer::Peers;
-use crate::service::Slots;
 use crate::slot::surplus::may_remove;
 use crate::store::StoreError;
 
@@ -36,8 +34,6 @@ const STORE_PAUSE: Duration = Duration::from_millis(500);
 const SURPLUS_EVERY: (Duration, Duration) = (Duration::from_secs(5), Duration::from_millis(100));
 /// Time between two measurements of the slots.
 const SIZES_EVERY: Duration = Duration::from_secs(30);
-/// Longest wait for the status of another node.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Why replicas cannot be hosted any more.
 #[derive(Debug, thiserror::Error)]
@@ -179,7 +175,7 @@ impl Running {
             Ok(stored) => stored,
             Err(error) => return debug!(%error, "what is surplus stays"),
         };
-        let reports = self.ask_others().await;
+        let reports = ask_others(&registry, &self.hosting.peers).await;
         for slot in due {
             let at = stored.iter().find(|(found, _)| *found == slot);
             let at = at.map_or(Offset(0), |(_, at)| *at);
@@ -206,31 +202,6 @@ impl Running {
                 self.surplus.remove(&slot);
             }
             Err(error) => warn!(%slot, %error, "what is surplus was not removed"),
-        }
-    }
-
-    async fn ask_others(&self) -> Vec<NodeStatus> {
-        let own = self.registry().config().node;
-        let deadline = Instant::now() + ANSWER_TIMEOUT;
-        let others = self.registry().nodes().into_iter();
-        let asked = others
-            .filter(|(node, _)| *node != own)
-            .map(|(node, address)| self.ask(node, address, deadline));
-        join_all(asked).await.into_iter().flatten().collect()
-    }
-
-    async fn ask(&self, node: NodeId, address: String, deadline: Instant) -> Option<NodeStatus> {
-        let answer = ask_status(&self.hosting.peers, &address, deadline).await;
-        match answer {
-            Ok(status) if status.node == node => Some(status),
-            Ok(status) => {
-                warn!(%node, other = %status.node, address, "another node answers");
-                None
-            }
-            Err(reason) => {
-                debug!(%node, reason, "no status");
-                None
-            }
         }
     }
 

@@ -141,7 +141,7 @@ impl Registry {
 
     /// Runs `change` on what is known of the other nodes.
     pub fn with_peers<R>(&self, change: impl FnOnce(&mut Peers) -> R) -> R {
-        change(&mut self.peers.write().unwrap_or_else(PoisonError::into_inner))
+        change(&mut write(&self.peers))
     }
 
     /// Whether effects that are not in PostgreSQL take less memory than they may.

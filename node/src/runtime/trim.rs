@@ -11,8 +11,8 @@ use kvcluster_crds::{NodeId, NodeStatus, Offset, SlotId, SlotRole};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tracing::{debug, info};
 
+use super::others::ask_others;
 use super::registry::Registry;
-use crate::api::ask_status;
 use crate::log::KafkaLog;
 use crate::peer::Peers;
 use crate::service::Slots;
@@ -22,8 +22,6 @@ use crate::slot::trim::{Keep, Report, Stored, first_to_keep};
 const EVERY: Duration = Duration::from_secs(5);
 /// A trim is worth a request when it removes so many records, or a tenth of those that are kept.
 const WORTH_RECORDS: i64 = 1_000;
-/// Longest wait for the status of another node.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// What is known of the stores of all nodes.
 pub(super) struct Trimmer {
@@ -93,16 +91,8 @@ impl Trimmer {
     }
 
     async fn ask_all(&mut self) {
-        let own = self.registry.config().node;
-        for (node, address) in self.registry.nodes() {
-            if node == own {
-                continue;
-            }
-            let deadline = Instant::now() + ANSWER_TIMEOUT;
-            match ask_status(&self.peers, &address, deadline).await {
-                Ok(status) => drop(self.heard.insert(node, (Instant::now(), status))),
-                Err(reason) => debug!(%node, reason, "no status"),
-            }
+        for status in ask_others(&self.registry, &self.peers).await {
+            self.heard.insert(status.node, (Instant::now(), status));
         }
     }
 

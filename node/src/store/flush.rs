@@ -22,6 +22,7 @@ use tokio::time::Instant;
 use crate::store::StoreError;
 use crate::store::batch::Batch;
 use crate::store::postgres::{check_ownership, connect, limited, schema_error, unavailable};
+use crate::store::rows::slot_id;
 use crate::store::shared::Shared;
 use crate::store::{sql, write};
 
@@ -225,8 +226,7 @@ async fn reconcile(connection: &mut PgConnection, shared: &Shared) -> Result<(),
         return Err(schema_error("rows of slot_state are gone".to_owned()));
     }
     for (number, offset) in stored {
-        let slot = SlotId::from_partition(number)
-            .ok_or_else(|| schema_error(format!("slot_state.slot is {number}")))?;
+        let slot = slot_id(number)?;
         let reconciled = shared.with(slot, |overlay| {
             let before = overlay.flushed().next_offset;
             overlay.reconcile(Offset(offset)).map(|()| before)

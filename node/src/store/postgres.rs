@@ -265,7 +265,7 @@ impl Store for PostgresStore {
     }
 
     fn unload(&self, slot: SlotId) -> BoxFuture<'_, ()> {
-        remove::unload(self, slot).boxed()
+        self.shared.release(slot).boxed()
     }
 
     fn remove(&self, slot: SlotId) -> BoxFuture<'_, Result<(), StoreError>> {

@@ -4,16 +4,11 @@ use kvcluster_crds::{Offset, SlotId};
 use sqlx::AssertSqlSafe;
 
 use crate::store::postgres::{PostgresStore, schema_error, unavailable};
-use crate::store::rows::slot_number;
+use crate::store::rows::{slot_id, slot_number};
 use crate::store::{StoreError, sql, write};
 
 /// Longest answer, seconds: each is one small transaction.
 const SECONDS: u64 = 10;
-
-fn slot(number: i32) -> Result<SlotId, StoreError> {
-    SlotId::from_partition(number)
-        .ok_or_else(|| schema_error(format!("slot_state.slot is {number}")))
-}
 
 pub(super) async fn stored(store: &PostgresStore) -> Result<Vec<(SlotId, Offset)>, StoreError> {
     let work = async |connection: &mut sqlx::PgConnection| {
@@ -25,7 +20,7 @@ pub(super) async fn stored(store: &PostgresStore) -> Result<Vec<(SlotId, Offset)
     let rows: Vec<(i32, i64)> = store.with_connection(SECONDS, work).await?;
     let stored = rows
         .into_iter()
-        .map(|(number, next)| Ok((slot(number)?, Offset(next))));
+        .map(|(number, next)| Ok((slot_id(number)?, Offset(next))));
     stored.collect()
 }
 
@@ -39,14 +34,8 @@ pub(super) async fn sizes(store: &PostgresStore) -> Result<Vec<(SlotId, u64)>, S
     let rows: Vec<(i32, i64)> = store.with_connection(SECONDS, work).await?;
     let sizes = rows
         .into_iter()
-        .map(|(number, bytes)| Ok((slot(number)?, bytes.unsigned_abs())));
+        .map(|(number, bytes)| Ok((slot_id(number)?, bytes.unsigned_abs())));
     sizes.collect()
-}
-
-/// Out of memory first, behind the flush that may be under way: its transaction would bring the slot's row back to life.
-pub(super) async fn unload(store: &PostgresStore, slot: SlotId) {
-    let _no_flush = store.shared.flushing.lock().await;
-    store.shared.forget(slot);
 }
 
 /// The partition stays, empty: dropping it would lock the whole table, behind scans that may take minutes.
@@ -64,12 +53,12 @@ pub(super) async fn remove(store: &PostgresStore, slot: SlotId) -> Result<(), St
                 .await
                 .map_err(unavailable)?;
         }
-        let made: Option<bool> = sqlx::query_scalar(sql::HAS_PARTITION)
+        let made: bool = sqlx::query_scalar(sql::HAS_PARTITION)
             .bind(format!("kv_{slot}"))
             .fetch_one(&mut *tx)
             .await
             .map_err(unavailable)?;
-        if made == Some(true) {
+        if made {
             sqlx::raw_sql(AssertSqlSafe(sql::empty_partition(slot.0)))
                 .execute(&mut *tx)
                 .await

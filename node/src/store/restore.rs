@@ -217,8 +217,7 @@ async fn keep(
     if shared.has(slot) {
         // Behind the flush that may be under way: one of a replica that has stored nothing yet expects offset 0, as the mark of a
         // partly restored slot has it, and would put its own position in the place of the mark.
-        let _no_flush = shared.flushing.lock().await;
-        shared.forget(slot);
+        shared.release(slot).await;
     }
     let work = async |connection: &mut PgConnection| {
         let mut tx = write::begin(connection, shared, false).await?;

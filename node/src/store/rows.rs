@@ -13,6 +13,12 @@ pub(super) fn slot_number(slot: SlotId) -> i32 {
     slot.partition()
 }
 
+/// The slot of a number that stands in a column `slot`.
+pub(super) fn slot_id(number: i32) -> Result<SlotId, StoreError> {
+    SlotId::from_partition(number)
+        .ok_or_else(|| schema_error(format!("slot_state.slot is {number}")))
+}
+
 pub(super) fn versioned(
     row: &PgRow,
     value: usize,
@@ -38,8 +44,7 @@ pub(super) fn position(row: &PgRow) -> Result<(SlotId, SlotPosition), StoreError
         number(name)?.ok_or_else(|| schema_error(format!("slot_state.{name} is null")))
     };
     let slot = row.try_get::<i32, _>("slot").map_err(unavailable)?;
-    let slot = SlotId::from_partition(slot)
-        .ok_or_else(|| schema_error(format!("slot_state.slot is {slot}")))?;
+    let slot = slot_id(slot)?;
     let incarnation = number("leader_incarnation")?.map(|id| Incarnation(id.cast_unsigned()));
     let position = SlotPosition {
         next_offset: Offset(required("next_offset")?),

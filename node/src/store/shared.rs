@@ -81,8 +81,14 @@ impl Shared {
             .or_insert_with(|| Arc::new(Mutex::new(overlay)));
     }
 
+    /// Drops a slot from memory behind the flush that may be under way: nothing of it is written any more.
+    pub(super) async fn release(&self, slot: SlotId) {
+        let _no_flush = self.flushing.lock().await;
+        self.forget(slot);
+    }
+
     /// Drops a slot from memory: until it is added again, reads find it not loaded, and flushes pass over it.
-    pub(super) fn forget(&self, slot: SlotId) {
+    fn forget(&self, slot: SlotId) {
         let overlay = self
             .overlays
             .write()

@@ -107,8 +107,8 @@ pub(super) const SELECT_SIZES: &str = "SELECT substr(class.relname, 4)::integer,
 /// All that is kept of a slot outside of its partition.
 pub(super) const REMOVE: [&str; 3] = [
     "DELETE FROM slot_state WHERE slot = $1",
-    "DELETE FROM dedup WHERE slot = $1",
-    "DELETE FROM restore WHERE slot = $1",
+    EMPTY_DEDUP,
+    END_RESTORE,
 ];
 
 pub(super) const HAS_PARTITION: &str = "SELECT to_regclass($1) IS NOT NULL";
