@@ -2,12 +2,14 @@
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use kvcluster_crds::LogId;
 use kvcluster_crds::names::FINALIZER;
 use kvcluster_crds::v1alpha1::{DeletionPolicy, KvCluster};
+use kvcluster_crds::{Epoch, Incarnation, LogId, NodeId, NodeStatus, SlotId, SlotRole, SlotStatus};
 use serde_json::json;
 
+use crate::build::topics::TopicSpec;
 use crate::cluster::{ANNOTATION_REPLACE, Target};
+use crate::observe::{RoleView, SchemaView, TopicView};
 
 /// The present, in tests.
 pub(crate) fn now() -> Timestamp {
@@ -97,4 +99,83 @@ impl ClusterBuilder {
     pub(crate) fn target(&self) -> Target {
         Target::of(&self.cluster).expect("a cluster that the CRD allows")
     }
+}
+
+/// A node that is well, and says this of its slots.
+pub(crate) fn node_status(
+    node: NodeId,
+    cluster_uid: &str,
+    log_id: LogId,
+    assignment_version: Option<u64>,
+    slots: impl Iterator<Item = SlotStatus>,
+) -> NodeStatus {
+    NodeStatus {
+        node,
+        incarnation: Incarnation(1),
+        cluster_uid: cluster_uid.to_owned(),
+        log_id,
+        assignment_version,
+        kafka_connected: true,
+        postgres_connected: true,
+        problem: None,
+        unflushed_bytes: 0,
+        unflushed_bytes_max: 1,
+        slots: slots.collect(),
+    }
+}
+
+/// A replica on `node` that has everything up to `applied` for good.
+pub(crate) fn slot_status(
+    node: NodeId,
+    slot: usize,
+    leader: Option<NodeId>,
+    applied: i64,
+    caught_up: bool,
+) -> SlotStatus {
+    SlotStatus {
+        slot: SlotId(u32::try_from(slot).expect("a slot")),
+        role: if leader == Some(node) {
+            SlotRole::Leader
+        } else {
+            SlotRole::Follower
+        },
+        leader,
+        epoch: Epoch(1),
+        applied,
+        flushed: applied,
+        durable: applied,
+        caught_up,
+        bytes: 0,
+        records_valid: 1,
+        records_ignored: 0,
+        frozen: None,
+    }
+}
+
+/// A topic that was just made.
+pub(crate) fn topic_view(topic: &TopicSpec) -> TopicView {
+    TopicView {
+        partitions: topic.partitions,
+        replication_factor: topic.replication_factor,
+        settings: topic.settings.clone(),
+        own_settings: topic.settings.clone(),
+        never_used: true,
+    }
+}
+
+/// A role and its schema as they are made.
+pub(crate) fn role_and_schema(name: &str, comment: &str) -> (RoleView, SchemaView) {
+    let comment = Some(comment.to_owned());
+    let role = RoleView {
+        comment: comment.clone(),
+        may_log_in: true,
+        elevated: false,
+        search_path: Some(name.to_owned()),
+    };
+    let schema = SchemaView {
+        owner: name.to_owned(),
+        comment,
+        open_to_public: false,
+    };
+    (role, schema)
 }

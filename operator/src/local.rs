@@ -15,7 +15,7 @@ use anyhow::{Context, bail};
 use futures::future::join_all;
 use jiff::Timestamp;
 use kvcluster_crds::v1alpha1::{KvCluster, condition};
-use kvcluster_crds::{Assignment, LogId, NodeId, NodeStatus, environment};
+use kvcluster_crds::{Assignment, LogId, NodeId, environment};
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -23,7 +23,8 @@ use crate::build::statefulset;
 use crate::clients::kafka::{KafkaClients, KafkaTrouble};
 use crate::cluster::Target;
 use crate::observe::nodes::StatusClient;
-use crate::observe::{self, NodeSecret, NodeTrouble, World};
+use crate::observe::{self, KafkaView, NodeSecret, World};
+use crate::outside::Statuses;
 use crate::plan::{Plan, Step, Truth, plan};
 use crate::secret_text::{self, SecretText};
 use crate::{execute, scram};
@@ -156,7 +157,7 @@ impl Site {
         if matches!(world.kafka, Err(KafkaTrouble::Settling { .. })) {
             return Ok(Outcome::Settling);
         }
-        if let Some(published) = published(&world) {
+        if let Some(published) = world.kafka.as_ref().ok().and_then(KafkaView::published) {
             self.write_nodes(&target, published)?;
         }
         let Some(step) = plan.steps.first() else {
@@ -226,11 +227,8 @@ impl Site {
             .collect();
         let kafka = observe::kafka_view(&self.clients, target).await;
         // All Secrets are in one file: of every id that was given out it is known whether it has one.
-        let newest = kafka
-            .as_ref()
-            .ok()
-            .and_then(|view| view.assignment.newest.as_ref());
-        let given_out = newest.map_or(0, |(_, assignment)| assignment.next_node().get());
+        let published = kafka.as_ref().ok().and_then(KafkaView::published);
+        let given_out = published.map_or(0, |assignment| assignment.next_node().get());
         let others = (0..given_out).map(NodeId).chain(secrets.keys().copied());
         let nodes = observe::nodes_to_ask(target, &kafka, others);
         let (postgres, statuses) = tokio::join!(
@@ -251,7 +249,7 @@ impl Site {
         })
     }
 
-    async fn ask(&self, uid: &str, nodes: &BTreeSet<NodeId>) -> anyhow::Result<Answers> {
+    async fn ask(&self, uid: &str, nodes: &BTreeSet<NodeId>) -> anyhow::Result<Statuses> {
         let asked = nodes.iter().map(|&node| async move {
             let address = listen(self.args.admin_base, node)?;
             Ok((node, self.nodes.ask_at(uid, node, &address).await))
@@ -292,13 +290,6 @@ impl Site {
         }
         Ok(())
     }
-}
-
-type Answers = BTreeMap<NodeId, Result<NodeStatus, NodeTrouble>>;
-
-fn published(world: &World) -> Option<&Assignment> {
-    let newest = world.kafka.as_ref().ok()?.assignment.newest.as_ref();
-    newest.map(|(_, assignment)| assignment)
 }
 
 fn read_manifest(args: &LocalArgs) -> anyhow::Result<KvCluster> {

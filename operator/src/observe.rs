@@ -31,13 +31,8 @@ pub fn nodes_to_ask(
     kafka: &Result<KafkaView, KafkaTrouble>,
     others: impl IntoIterator<Item = NodeId>,
 ) -> BTreeSet<NodeId> {
-    let newest = kafka
-        .as_ref()
-        .ok()
-        .and_then(|view| view.assignment.newest.as_ref());
-    let mut nodes: BTreeSet<NodeId> = prospective(target, newest.map(|(_, assignment)| assignment))
-        .into_iter()
-        .collect();
+    let published = kafka.as_ref().ok().and_then(KafkaView::published);
+    let mut nodes: BTreeSet<NodeId> = prospective(target, published).into_iter().collect();
     nodes.extend(others);
     nodes
 }

@@ -276,12 +276,11 @@ async fn write_status(
 async fn look(context: &Context, target: &Target, mut remembered: Remembered) -> World {
     let client = &context.client;
     let now = (context.now)();
-    let (objects, urls, kafka) = tokio::join!(
+    let (mut objects, urls, kafka) = tokio::join!(
         objects(client, target),
         admin_urls(context, target, &remembered),
         context.outside.kafka(target),
     );
-    let mut objects = objects;
     if let Ok(objects) = &mut objects {
         objects.hosts = hosts(client, &objects.pods, &remembered.gone_since, now).await;
         objects.zones = remembered.see_hosts(objects);

@@ -150,12 +150,11 @@ pub async fn delete_stateful_set(
     name: &str,
     uid: &str,
 ) -> Result<(), ExecuteError> {
-    let sets: Api<StatefulSet> = Api::namespaced(client.clone(), target.names.namespace());
     let parameters = DeleteParams {
         propagation_policy: Some(PropagationPolicy::Foreground),
         ..exactly(uid)
     };
-    delete(&sets, name, &parameters).await
+    delete::<StatefulSet>(client, target, name, &parameters).await
 }
 
 /// Deletes a pod at once: the API server forgets it, whatever its kubelet does. Its process may run on, unseen, while another one of
@@ -167,12 +166,11 @@ pub async fn force_delete_pod(
     name: &str,
     uid: &str,
 ) -> Result<(), ExecuteError> {
-    let pods: Api<Pod> = Api::namespaced(client.clone(), target.names.namespace());
     let parameters = DeleteParams {
         grace_period_seconds: Some(0),
         ..exactly(uid)
     };
-    delete(&pods, name, &parameters).await
+    delete::<Pod>(client, target, name, &parameters).await
 }
 
 /// Deletes a node's Secret.
@@ -182,8 +180,7 @@ pub async fn delete_secret(
     name: &str,
     uid: &str,
 ) -> Result<(), ExecuteError> {
-    let secrets: Api<Secret> = Api::namespaced(client.clone(), target.names.namespace());
-    delete(&secrets, name, &exactly(uid)).await
+    delete::<Secret>(client, target, name, &exactly(uid)).await
 }
 
 /// Deletes a pod, gracefully.
@@ -193,8 +190,7 @@ pub async fn delete_pod(
     name: &str,
     uid: &str,
 ) -> Result<(), ExecuteError> {
-    let pods: Api<Pod> = Api::namespaced(client.clone(), target.names.namespace());
-    delete(&pods, name, &exactly(uid)).await
+    delete::<Pod>(client, target, name, &exactly(uid)).await
 }
 
 fn exactly(uid: &str) -> DeleteParams {
@@ -207,10 +203,19 @@ fn exactly(uid: &str) -> DeleteParams {
     }
 }
 
-async fn delete<K>(api: &Api<K>, name: &str, parameters: &DeleteParams) -> Result<(), ExecuteError>
+async fn delete<K>(
+    client: &Client,
+    target: &Target,
+    name: &str,
+    parameters: &DeleteParams,
+) -> Result<(), ExecuteError>
 where
-    K: Clone + DeserializeOwned + std::fmt::Debug,
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
+        + Clone
+        + DeserializeOwned
+        + std::fmt::Debug,
 {
+    let api: Api<K> = Api::namespaced(client.clone(), target.names.namespace());
     let deleting = async {
         match api.delete(name, parameters).await {
             Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),

@@ -32,6 +32,13 @@ pub struct KafkaView {
     pub assignment: AssignmentView,
 }
 
+impl KafkaView {
+    /// The newest assignment of the cluster.
+    pub fn published(&self) -> Option<&Assignment> {
+        self.assignment.newest.as_ref().map(|(_, newest)| newest)
+    }
+}
+
 /// A topic.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TopicView {

@@ -9,9 +9,7 @@ use futures::future::BoxFuture;
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 use kvcluster_crds::names::LABEL_NODE;
-use kvcluster_crds::{
-    Assignment, Epoch, Incarnation, NodeId, NodeStatus, Offset, SlotId, SlotRole, SlotStatus,
-};
+use kvcluster_crds::{Assignment, Incarnation, NodeId, NodeStatus, Offset, SlotId};
 
 use super::api::ApiServer;
 use super::faults::{Fault, Faults};
@@ -20,9 +18,10 @@ use crate::clients::kafka::KafkaTrouble;
 use crate::clients::postgres::PostgresTrouble;
 use crate::cluster::Target;
 use crate::execute::ExecuteError;
+use crate::fixtures::{node_status, role_and_schema, slot_status, topic_view};
 use crate::observe::{
     AdminUrls, AssignmentView, KafkaView, Login, NodeSecret, NodeTrouble, PodView, PostgresView,
-    PostgresViews, RoleView, SchemaView, TopicView,
+    PostgresViews, TopicView,
 };
 use crate::outside::{KafkaSeen, Outside, Statuses};
 use crate::plan::{RoleStep, Step};
@@ -202,38 +201,12 @@ impl World {
         }
         let (_, newest) = state.published.as_ref().ok_or(NodeTrouble::NoAnswer)?;
         let slots = of.behind.iter().map(|(slot, behind)| {
-            let leads = state.leaders.get(slot) == Some(&node);
-            SlotStatus {
-                slot: *slot,
-                role: if leads {
-                    SlotRole::Leader
-                } else {
-                    SlotRole::Follower
-                },
-                leader: state.leaders.get(slot).copied(),
-                epoch: Epoch(1),
-                applied: LOG_END - behind,
-                flushed: LOG_END - behind,
-                durable: LOG_END - behind,
-                caught_up: *behind == 0,
-                bytes: 1_000,
-                records_valid: 1,
-                records_ignored: 0,
-                frozen: None,
-            }
+            let leader = state.leaders.get(slot).copied();
+            slot_status(node, slot.index(), leader, LOG_END - behind, *behind == 0)
         });
         Ok(NodeStatus {
-            node,
             incarnation: Incarnation(of.incarnation),
-            cluster_uid: target.uid.clone(),
-            log_id: newest.log_id,
-            assignment_version: of.version,
-            kafka_connected: true,
-            postgres_connected: true,
-            problem: None,
-            unflushed_bytes: 0,
-            unflushed_bytes_max: 1,
-            slots: slots.collect(),
+            ..node_status(node, &target.uid, newest.log_id, of.version, slots)
         })
     }
 
@@ -292,14 +265,8 @@ impl State {
     fn execute(&mut self, step: &Step) -> Result<(), ExecuteError> {
         match step {
             Step::CreateTopic(topic) => {
-                let view = TopicView {
-                    partitions: topic.partitions,
-                    replication_factor: topic.replication_factor,
-                    settings: topic.settings.clone(),
-                    own_settings: topic.settings.clone(),
-                    never_used: true,
-                };
-                self.topics.entry(topic.name.clone()).or_insert(view);
+                let made = || topic_view(topic);
+                self.topics.entry(topic.name.clone()).or_insert_with(made);
             }
             Step::RepairTopic {
                 topic, settings, ..
@@ -365,24 +332,10 @@ impl State {
         secrets: &BTreeMap<NodeId, NodeSecret>,
     ) -> PostgresView {
         let here = self.roles.iter().filter(|((at, _), _)| at == instance);
-        let names = here.clone().map(|((_, name), role)| (name.clone(), role));
-        let schemas = names.clone().map(|(name, role)| {
-            let view = SchemaView {
-                owner: name.clone(),
-                comment: Some(role.comment.clone()),
-                open_to_public: false,
-            };
-            (name, view)
-        });
-        let roles = names.map(|(name, role)| {
-            let view = RoleView {
-                comment: Some(role.comment.clone()),
-                may_log_in: true,
-                elevated: false,
-                search_path: Some(name.clone()),
-            };
-            (name, view)
-        });
+        let made = here.map(|((_, name), role)| (name, role_and_schema(name, &role.comment)));
+        let (roles, schemas) = made
+            .map(|(name, (role, schema))| ((name.clone(), role), (name.clone(), schema)))
+            .unzip();
         let with_url = secrets
             .iter()
             .filter(|(_, secret)| secret.instance == instance);
@@ -397,8 +350,8 @@ impl State {
         });
         PostgresView {
             admin,
-            schemas: schemas.collect(),
-            roles: roles.collect(),
+            schemas,
+            roles,
             logins: logins.collect(),
         }
     }

@@ -2,30 +2,17 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use fastrand::Rng;
 use kvcluster_crds::{
-    Assignment, Epoch, Incarnation, LogId, NodeEntry, NodeId, NodeStatus, SlotAssignment, SlotId,
-    SlotRole, SlotStatus,
+    Assignment, LogId, NodeEntry, NodeId, NodeStatus, SlotAssignment, SlotStatus,
 };
 use proptest::prelude::*;
 
 use super::{Phase, Rules, advance, left};
+use crate::fixtures::{node_status, slot_status};
 use crate::gate::Evidence;
 use crate::observe::NodeTrouble;
 use crate::ring::{Change, Member, Proposal, Shape, moves, propose};
-
-/// Numbers that depend on the seed alone.
-struct Dice(u64);
-
-impl Dice {
-    fn below(&mut self, bound: usize) -> usize {
-        // SplitMix64.
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        usize::try_from((mixed ^ (mixed >> 31)) % bound as u64).expect("below a usize")
-    }
-}
 
 /// Nodes that follow assignments, each in its own time.
 struct Nodes {
@@ -127,10 +114,10 @@ impl Nodes {
         }
     }
 
-    fn step(&mut self, dice: &mut Dice) {
-        let node = NodeId(u32::try_from(dice.below(self.count as usize)).expect("small"));
-        let slot = dice.below(self.ends.len());
-        match dice.below(12) {
+    fn step(&mut self, dice: &mut Rng) {
+        let node = NodeId(u32::try_from(dice.usize(..self.count as usize)).expect("small"));
+        let slot = dice.usize(..self.ends.len());
+        match dice.usize(..12) {
             0 => {
                 self.down.insert(node);
             }
@@ -145,10 +132,10 @@ impl Nodes {
     }
 
     /// As a step, and everybody stays there.
-    fn quiet_step(&mut self, dice: &mut Dice) {
-        let node = NodeId(u32::try_from(dice.below(self.count as usize)).expect("small"));
-        let slot = dice.below(self.ends.len());
-        match dice.below(3) {
+    fn quiet_step(&mut self, dice: &mut Rng) {
+        let node = NodeId(u32::try_from(dice.usize(..self.count as usize)).expect("small"));
+        let slot = dice.usize(..self.ends.len());
+        match dice.usize(..3) {
             0 => self.elect(slot),
             _ => self.follow(node, slot),
         }
@@ -186,38 +173,14 @@ impl Nodes {
         let hosted = (0..self.ends.len()).filter(|&slot| self.entry(node, slot).has_replica(node));
         let slots = hosted.map(|slot| {
             let applied = self.applied.get(&(node, slot)).copied().unwrap_or(0);
+            let caught_up = self.has_all(node, slot);
             SlotStatus {
-                slot: SlotId(u32::try_from(slot).expect("small")),
-                role: if self.leaders[slot] == Some(node) {
-                    SlotRole::Leader
-                } else {
-                    SlotRole::Follower
-                },
-                leader: self.leaders[slot],
-                epoch: Epoch(1),
-                applied,
-                flushed: applied,
-                durable: applied,
-                caught_up: self.has_all(node, slot),
                 bytes: applied.unsigned_abs() * 100,
-                records_valid: 0,
-                records_ignored: 0,
-                frozen: None,
+                ..slot_status(node, slot, self.leaders[slot], applied, caught_up)
             }
         });
-        NodeStatus {
-            node,
-            incarnation: Incarnation(1),
-            cluster_uid: "u1".to_owned(),
-            log_id: LogId(7),
-            assignment_version: Some(self.seen[node.get() as usize] as u64),
-            kafka_connected: true,
-            postgres_connected: true,
-            problem: None,
-            unflushed_bytes: 0,
-            unflushed_bytes_max: 1,
-            slots: slots.collect(),
-        }
+        let version = Some(self.seen[node.get() as usize] as u64);
+        node_status(node, "u1", LogId(7), version, slots)
     }
 
     /// The operator looks and publishes; says whether there was anything to publish.
@@ -288,11 +251,11 @@ fn node_entry(id: NodeId) -> NodeEntry {
     }
 }
 
-fn any_table(dice: &mut Dice, slots: usize, nodes: u32, replication: usize) -> Vec<SlotAssignment> {
+fn any_table(dice: &mut Rng, slots: usize, nodes: u32, replication: usize) -> Vec<SlotAssignment> {
     let slot = |_| {
         let mut voters: Vec<NodeId> = (0..nodes).map(NodeId).collect();
         for place in 0..replication {
-            let other = place + dice.below(voters.len() - place);
+            let other = place + dice.usize(..voters.len() - place);
             voters.swap(place, other);
         }
         voters.truncate(replication);
@@ -335,21 +298,21 @@ proptest! {
 
     #[test]
     fn from_any_table_to_any_other(seed in any::<u64>()) {
-        let mut dice = Dice(seed);
-        let nodes = u32::try_from(1 + dice.below(6)).expect("small");
-        let replication = 1 + dice.below((nodes as usize).min(4));
-        let slots = 1 + dice.below(4);
-        let rules = Rules { learners_max: 1 + dice.below(4), replication };
+        let mut dice = Rng::with_seed(seed);
+        let nodes = u32::try_from(1 + dice.usize(..6)).expect("small");
+        let replication = 1 + dice.usize(..(nodes as usize).min(4));
+        let slots = 1 + dice.usize(..4);
+        let rules = Rules { learners_max: 1 + dice.usize(..4), replication };
         let mut cluster = Nodes::new(nodes, any_table(&mut dice, slots, nodes, replication));
-        for _ in 0..=dice.below(3) {
+        for _ in 0..=dice.usize(..3) {
             let target = proposal(any_table(&mut dice, slots, nodes, replication));
-            for _ in 0..dice.below(80) {
-                if dice.below(3) == 0 {
+            for _ in 0..dice.usize(..80) {
+                if dice.usize(..3) == 0 {
                     cluster.pass(&target, rules);
                 }
                 cluster.step(&mut dice);
             }
-            if dice.below(2) == 0 {
+            if dice.usize(..2) == 0 {
                 continue;
             }
             let mut passes = 0;
@@ -367,8 +330,8 @@ proptest! {
 
 #[test]
 fn what_is_called_off_before_the_end_is_as_before() {
-    let before = any_table(&mut Dice(1), 4, 5, 3);
-    let target = proposal(any_table(&mut Dice(2), 4, 5, 3));
+    let before = any_table(&mut Rng::with_seed(1), 4, 5, 3);
+    let target = proposal(any_table(&mut Rng::with_seed(2), 4, 5, 3));
     let rules = Rules {
         learners_max: 4,
         replication: 3,
@@ -446,10 +409,10 @@ fn progress_is_told() {
     );
 }
 
-fn members(dice: &mut Dice, ids: &[u32], zones: usize, instances: usize) -> Vec<Member> {
+fn members(dice: &mut Rng, ids: &[u32], zones: usize, instances: usize) -> Vec<Member> {
     let member = |&id| Member {
         id: NodeId(id),
-        zone: Some(format!("zone-{}", (id as usize + dice.below(2)) % zones)),
+        zone: Some(format!("zone-{}", (id as usize + dice.usize(..2)) % zones)),
         instance: format!("db-{}", id as usize % instances),
     };
     ids.iter().map(member).collect()
@@ -463,34 +426,34 @@ proptest! {
     /// end can be another one, as good, and a few more or fewer move.
     #[test]
     fn what_is_proposed_is_what_comes_of_it(seed in any::<u64>()) {
-        let mut dice = Dice(seed);
+        let mut dice = Rng::with_seed(seed);
         let shape = Shape {
-            slots: u32::try_from(1 + dice.below(24)).expect("small"),
-            replication: 1 + dice.below(4),
+            slots: u32::try_from(1 + dice.usize(..24)).expect("small"),
+            replication: 1 + dice.usize(..4),
             virtual_nodes: 8,
-            load_factor_percent: u32::try_from(100 + dice.below(60)).expect("small"),
+            load_factor_percent: u32::try_from(100 + dice.usize(..60)).expect("small"),
         };
-        let count = u32::try_from(shape.replication + 3 + dice.below(5)).expect("small");
-        let (zones, instances) = (1 + dice.below(3), 1 + dice.below(2));
+        let count = u32::try_from(shape.replication + 3 + dice.usize(..5)).expect("small");
+        let (zones, instances) = (1 + dice.usize(..3), 1 + dice.usize(..2));
         let ids: Vec<u32> = (0..count).collect();
         let all = members(&mut dice, &ids, zones, instances);
-        let some = |dice: &mut Dice| -> Vec<Member> {
-            let gone = dice.below(4);
-            let first = dice.below(gone + 1);
+        let some = |dice: &mut Rng| -> Vec<Member> {
+            let gone = dice.usize(..4);
+            let first = dice.usize(..gone + 1);
             all[first..all.len() - (gone - first)].to_vec()
         };
         let (old, new) = (some(&mut dice), some(&mut dice));
         let before = propose(shape, &old, None).expect("enough nodes").slots;
         let planned = propose(shape, &new, Some(&before)).expect("enough nodes").slots;
-        let rules = Rules { learners_max: 1 + dice.below(4), replication: shape.replication };
+        let rules = Rules { learners_max: 1 + dice.usize(..4), replication: shape.replication };
         let mut cluster = Nodes::new(count, before.clone());
-        let faults = dice.below(2) == 0;
+        let faults = dice.usize(..2) == 0;
         let mut begun = 0;
         for passes in 0.. {
             prop_assert!(passes < 40 * passes_max(shape.slots as usize, shape.replication), "no end");
             let target = propose(shape, &new, Some(cluster.now())).expect("enough nodes");
             let was: Vec<SlotAssignment> = cluster.now().to_vec();
-            let calm = dice.below(8) == 0;
+            let calm = dice.usize(..8) == 0;
             if calm {
                 cluster.settle();
             }
@@ -501,7 +464,7 @@ proptest! {
             if !moved && calm {
                 break;
             }
-            for _ in 0..dice.below(20) {
+            for _ in 0..dice.usize(..20) {
                 if faults {
                     cluster.step(&mut dice);
                 } else {

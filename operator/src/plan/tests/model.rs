@@ -11,11 +11,11 @@ use kube::ResourceExt;
 use kvcluster_crds::{Assignment, LogId, NodeId, NodeStatus, Offset};
 
 use crate::cluster::Target;
-use crate::fixtures::{ClusterBuilder, now};
+use crate::fixtures::{ClusterBuilder, now, role_and_schema, topic_view};
 use crate::observe::kubernetes::node_of_set;
 use crate::observe::{
     AssignmentView, KafkaView, Login, NodeSecret, NodeTrouble, ObjectsView, PodView, PostgresView,
-    RoleView, SchemaView, TopicView, World,
+    World,
 };
 use crate::plan::{Object, Plan, Step, Truth, plan};
 use crate::secret_text::{self, SecretText};
@@ -210,17 +210,11 @@ impl Model {
             }
             Step::PinLogId { log_id } => self.log_id = Some(log_id.unwrap_or(LOG_ID)),
             Step::CreateTopic(topic) => {
-                let view = TopicView {
-                    partitions: topic.partitions,
-                    replication_factor: topic.replication_factor,
-                    settings: topic.settings.clone(),
-                    own_settings: topic.settings.clone(),
-                    never_used: true,
-                };
+                let made = || topic_view(topic);
                 self.kafka()
                     .topics
                     .entry(topic.name.clone())
-                    .or_insert(view);
+                    .or_insert_with(made);
             }
             Step::RepairTopic {
                 topic, settings, ..
@@ -294,24 +288,13 @@ impl Model {
     }
 
     fn ensure_role(&mut self, step: &crate::plan::RoleStep) {
-        let comment = Some(step.comment.clone());
         let node = step
             .comment
             .rsplit(':')
             .next()
             .and_then(|id| id.parse().ok())
             .map(NodeId);
-        let role = RoleView {
-            comment: comment.clone(),
-            may_log_in: true,
-            elevated: false,
-            search_path: Some(step.role.clone()),
-        };
-        let schema = SchemaView {
-            owner: step.role.clone(),
-            comment,
-            open_to_public: false,
-        };
+        let (role, schema) = role_and_schema(&step.role, &step.comment);
         let view = self.postgres();
         view.roles.insert(step.role.clone(), role);
         view.schemas.insert(step.role.clone(), schema);

@@ -1,9 +1,10 @@
 //! What the model's nodes do by themselves.
 
-use kvcluster_crds::{Epoch, Incarnation, NodeId, NodeStatus, SlotId, SlotRole, SlotStatus};
+use kvcluster_crds::{NodeId, NodeStatus};
 
 use super::model::{Model, RECORDS};
 use crate::cluster::Target;
+use crate::fixtures::{node_status, slot_status};
 use crate::observe::NodeTrouble;
 
 impl Model {
@@ -80,37 +81,9 @@ impl Model {
         let hosted = hosted.filter(|(_, entry)| entry.has_replica(node));
         let slots = hosted.map(|(slot, _)| {
             let applied = self.applied.get(&(node, slot)).copied().unwrap_or(0);
-            SlotStatus {
-                slot: SlotId(u32::try_from(slot).expect("a slot")),
-                role: if self.leaders[slot] == Some(node) {
-                    SlotRole::Leader
-                } else {
-                    SlotRole::Follower
-                },
-                leader: self.leaders[slot],
-                epoch: Epoch(1),
-                applied,
-                flushed: applied,
-                durable: applied,
-                caught_up: applied == RECORDS,
-                bytes: 0,
-                records_valid: 1,
-                records_ignored: 0,
-                frozen: None,
-            }
+            slot_status(node, slot, self.leaders[slot], applied, applied == RECORDS)
         });
-        NodeStatus {
-            node,
-            incarnation: Incarnation(1),
-            cluster_uid: target.uid.clone(),
-            log_id: newest.log_id,
-            assignment_version: Some(newest.version),
-            kafka_connected: true,
-            postgres_connected: true,
-            problem: None,
-            unflushed_bytes: 0,
-            unflushed_bytes_max: 1,
-            slots: slots.collect(),
-        }
+        let version = Some(newest.version);
+        node_status(node, &target.uid, newest.log_id, version, slots)
     }
 }
