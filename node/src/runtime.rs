@@ -134,15 +134,21 @@ pub async fn run(args: NodeArgs) -> anyhow::Result<()> {
         ended,
     });
     let mut work = tokio::spawn(Arc::clone(&node).work());
-    let signal = tokio::select! {
-        signal = shutdown::asked() => signal.context("listen for signals")?,
+    let ending = tokio::select! {
+        signal = shutdown::asked() => {
+            info!(signal = signal.context("listen for signals")?, "stopping");
+            Ok(())
+        }
         done = &mut work => return Err(broken(done)),
         name = ends.recv() => bail!("the thread {} ended", name.unwrap_or("of the node")),
-        reason = store.failed() => return Err(reason).context("the store cannot go on"),
+        // The log is as it was: leaderships are given away as ever, and nobody has to wait for suspicion.
+        reason = store.failed() => {
+            error!(error = %reason, "stopping: the store cannot go on");
+            Err(reason).context("the store cannot go on")
+        }
     };
-    info!(signal, "stopping");
     stop(&node, servers).await;
-    Ok(())
+    ending
 }
 
 fn broken(done: Result<anyhow::Result<Infallible>, tokio::task::JoinError>) -> anyhow::Error {

@@ -5,7 +5,7 @@ use kvcluster_node::metrics::Metrics;
 use kvcluster_node::store::postgres::{PostgresConfig, PostgresStore};
 use kvcluster_node::store::{Store, StoreError};
 
-use crate::fixture::{Fixture, Model};
+use crate::fixture::{Fixture, Model, PATIENCE};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_newer_process_fences_the_older_one() {
@@ -45,6 +45,25 @@ async fn an_idle_process_learns_that_it_is_fenced() {
         StoreError::Fenced(fixture.schema.clone())
     );
     fixture.drop_schema().await;
+}
+
+/// The process begins anew then, and waits for the schema to be made again: nothing else would ever look for other tables.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dropped_schema_ends_the_store() {
+    let fixture = Fixture::new().await;
+    let store = fixture.store(1, &[0]).await;
+    let mut model = Model::new();
+    model.apply(&*store, 0, &[("a", Some("1"))]);
+    store.flush_all().await.expect("flushes");
+    let schema = fixture.schema.clone();
+    fixture.drop_schema().await;
+    model.apply(&*store, 0, &[("a", Some("2"))]);
+    let error = tokio::time::timeout(PATIENCE, store.failed()).await;
+    let error = error.expect("it does not try for ever");
+    assert!(
+        matches!(&error, StoreError::Schema(text) if text.contains(&schema)),
+        "{error}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -16,7 +16,7 @@ use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
 pub(crate) const URL: &str = "KVCLUSTER_TEST_POSTGRES_URL";
 /// Longest wait for something that the store does by itself.
-const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 static SCHEMAS: AtomicU64 = AtomicU64::new(0);
 

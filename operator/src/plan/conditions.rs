@@ -248,6 +248,13 @@ fn degraded(world: &World, refused: Option<&Finding>, serving: &Serving) -> Verd
         let message = format!("{} nodes are down; node {node}: {why}", serving.down.len());
         return Verdict::new(kind, Truth::True, "NodesDown", message);
     }
+    if let Some(node) = serving.unwritten.first() {
+        let message = format!(
+            "{} nodes cannot write to PostgreSQL; node {node}: what is new is in the log and in its memory, and its own log says why",
+            serving.unwritten.len()
+        );
+        return Verdict::new(kind, Truth::True, "StateNotWritten", message);
+    }
     match refused.filter(|finding| serving.existing > 0 && !finding.is_waiting()) {
         Some(finding) => Verdict::found(kind, Truth::True, finding.clone()),
         None => match &world.failure {

@@ -24,6 +24,8 @@ pub(super) struct Serving {
     pub(super) unready: BTreeMap<NodeId, String>,
     /// Nodes that should have come up by now.
     pub(super) down: Vec<NodeId>,
+    /// Nodes that serve and cannot write to PostgreSQL.
+    pub(super) unwritten: Vec<NodeId>,
     /// Replicas that stand still until somebody acts.
     pub(super) frozen: Vec<String>,
     /// Slots that nobody leads.
@@ -81,6 +83,9 @@ pub(super) fn look(target: &Target, world: &World, nodes: &[NodeId]) -> Serving 
                     Some(format!("node {node} slot {}: {reason}", slot.slot))
                 });
                 serving.frozen.extend(frozen);
+                if !status.postgres_connected {
+                    serving.unwritten.push(node);
+                }
                 match problem(status, newest) {
                     None => serving.ready += 1,
                     Some(problem) => {

@@ -1,6 +1,6 @@
 //! The command line. Nothing here does anything.
 
-use clap::{Parser, Subcommand};
+use clap::{Parser, Subcommand, ValueEnum};
 
 use crate::status::Mode;
 
@@ -99,6 +99,23 @@ pub enum Command {
     },
     /// Take back every cut
     Heal,
+    /// Stop or start a worker of the cluster that `up` made, which is a container
+    Worker {
+        /// What to do
+        #[arg(value_enum)]
+        change: WorkerChange,
+        /// Its name, as `kubectl get nodes` shows it
+        name: String,
+    },
+}
+
+/// What happens to a worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum WorkerChange {
+    /// All that runs on it ends at once, and Kubernetes is not told
+    Stop,
+    /// It runs again, and pods on it can be reached
+    Start,
 }
 
 /// Store nodes of `local` unless told otherwise: as many as the sample has.

@@ -3,6 +3,7 @@
 pub mod dns;
 pub mod load;
 pub mod network;
+pub mod worker;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

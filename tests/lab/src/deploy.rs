@@ -59,11 +59,10 @@ impl<'a> Deploy<'a> {
     /// Kafka and PostgreSQL, installed or brought up to date.
     pub fn services(&self) -> Result<()> {
         self.progress.step("install Kafka and PostgreSQL", |step| {
-            let workers = self.workers()?;
-            let node = workers.first().context("the cluster has no worker")?;
+            let node = self.services_node()?;
             step.detail("load images into the node");
             let tags = [service_images::KAFKA_TAG, service_images::POSTGRES_TAG];
-            self.cluster.load(node, &tags, &self.log)?;
+            self.cluster.load(&node, &tags, &self.log)?;
             step.detail("install the chart");
             // The cluster may have no provisioner of volumes; a folder of one node outlives the pods too.
             let place = format!("hostPath.node={node}");
@@ -109,7 +108,29 @@ impl<'a> Deploy<'a> {
             smoke::run(SERVICE_URL)
         })
     }
-    /// The nodes that run pods. Kafka and PostgreSQL have their data on the first.
+
+    /// Where Kafka and PostgreSQL have their data: the control plane's node, so that any other may be stopped or drained; or
+    /// where an earlier run put it.
+    fn services_node(&self) -> Result<String> {
+        let place = "-o=jsonpath={.spec.template.spec.nodeSelector.kubernetes\\.io/hostname}";
+        let get = [
+            "-n",
+            SERVICES_NAMESPACE,
+            "get",
+            "statefulset",
+            "kafka",
+            "--ignore-not-found",
+            place,
+        ];
+        let placed = shell::output(&mut self.cluster.kubectl(&get))?;
+        if !placed.trim().is_empty() {
+            return Ok(placed.trim().to_owned());
+        }
+        let nodes = self.cluster.nodes()?;
+        nodes.into_iter().next().context("the cluster has no node")
+    }
+
+    /// The nodes that run the store.
     fn workers(&self) -> Result<Vec<String>> {
         let nodes = self.cluster.nodes()?;
         Ok(nodes

@@ -60,6 +60,9 @@ pub fn run(args: Args) -> Result<bool> {
             println!("{} packets were dropped", local::cuts::heal()?);
             Ok(true)
         }
+        Command::Worker { change, name } => {
+            cluster::worker::run(&layout, &progress, change, &name).map(|()| true)
+        }
         Command::Down { only } => down::run(&layout, &progress, only).map(|()| true),
     }
 }

@@ -9,6 +9,7 @@ pub mod client;
 pub mod linear;
 pub mod porcupine;
 pub mod resolve;
+pub mod verdict;
 
 use std::collections::BTreeMap;
 use std::io::Write;

@@ -72,6 +72,22 @@ impl Kubectl {
         Ok(())
     }
 
+    /// Merges a change into an object.
+    pub fn patch(&self, namespace: &str, kind: &str, name: &str, change: &Value) -> Result<()> {
+        let change = change.to_string();
+        let what = [
+            "-n",
+            namespace,
+            "patch",
+            kind,
+            name,
+            "--type=merge",
+            "-p",
+            &change,
+        ];
+        self.run(&what).map(drop)
+    }
+
     /// One object, or none when it does not exist.
     pub fn get(&self, namespace: &str, kind: &str, name: &str) -> Result<Option<Value>> {
         let arguments = [

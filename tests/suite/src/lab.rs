@@ -14,6 +14,8 @@ use crate::{http, processes};
 const COMMAND_LIMIT: Duration = Duration::from_mins(1);
 /// Longest change of the number of nodes: every replica that moves is caught up first.
 const SCALE_LIMIT: Duration = Duration::from_mins(5);
+/// Longest start of a worker of the cluster, until Kubernetes takes it for ready.
+const WORKER_LIMIT: Duration = Duration::from_mins(4);
 /// The sample manifest's namespace.
 pub const NAMESPACE: &str = "default";
 /// The sample manifest's cluster.
@@ -29,6 +31,7 @@ pub struct Lab {
     service: Option<String>,
     kafka: Option<String>,
     postgres: Option<String>,
+    docker_host: Option<String>,
     /// The store's nodes.
     pub nodes: Vec<Node>,
 }
@@ -116,6 +119,15 @@ impl Lab {
             .context("the lab names no kubeconfig")
     }
 
+    /// `docker` for the engine that runs the Kubernetes nodes.
+    pub fn docker(&self, arguments: &[&str]) -> Result<String> {
+        let mut command = Command::new("docker");
+        if let Some(host) = &self.docker_host {
+            command.env("DOCKER_HOST", host);
+        }
+        processes::output(command.args(arguments), COMMAND_LIMIT)
+    }
+
     /// Base URLs of all nodes.
     pub fn urls(&self) -> Result<Vec<String>> {
         let url = |node: &Node| node.url.clone().context("the lab names no URL of a node");
@@ -173,6 +185,12 @@ pub fn cut(part: &str, target: &str, answers: bool) -> Result<()> {
 /// Changes the number of store nodes of `local`; returns when every replica is where it belongs.
 pub fn scale(nodes: usize) -> Result<()> {
     limited(&["scale", &nodes.to_string()], SCALE_LIMIT).map(drop)
+}
+
+/// Stops a worker of the cluster, without asking anything on it first, or starts it again; returns when that is done.
+pub fn worker(name: &str, start: bool) -> Result<()> {
+    let change = if start { "start" } else { "stop" };
+    limited(&["worker", change, name], WORKER_LIMIT).map(drop)
 }
 
 /// Fills the disk of a part of `local`, or makes room again.

@@ -8,6 +8,8 @@
 mod apply;
 #[path = "kind/bad_input.rs"]
 mod bad_input;
+#[path = "kind/changes.rs"]
+mod changes;
 #[path = "kind/deletion.rs"]
 mod deletion;
 #[path = "kind/faults.rs"]

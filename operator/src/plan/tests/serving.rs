@@ -102,3 +102,14 @@ fn a_frozen_replica() {
         (Truth::True, "ReplicaFrozen")
     );
 }
+
+#[test]
+fn a_node_that_cannot_write_its_state_serves_and_is_named() {
+    let mut model = Model::converged(cluster());
+    model.status(2).postgres_connected = false;
+    assert_eq!(ready(&model), (Truth::True, "Serving"));
+    assert_eq!(
+        model.verdict(condition::DEGRADED),
+        (Truth::True, "StateNotWritten")
+    );
+}

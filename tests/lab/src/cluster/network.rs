@@ -12,6 +12,36 @@ use crate::shell;
 /// How long the control plane may take to give every node its range.
 const RANGE_LIMIT: Duration = Duration::from_mins(2);
 
+const CONFIGURATION: &str = "/etc/cni/net.d/10-lab.conflist";
+
+/// Whether the node's network is made here, and not by something of its image.
+pub fn is_ours(cluster: &Cluster, node: &str) -> Result<bool> {
+    let look = [
+        "exec",
+        node,
+        "find",
+        "/etc/cni/net.d",
+        "-path",
+        CONFIGURATION,
+    ];
+    let found = shell::output(&mut cluster.engine.docker(&look))?;
+    Ok(!found.trim().is_empty())
+}
+
+/// Whether Kubernetes knows the address that the node's container has now.
+pub fn address_is_known(cluster: &Cluster, node: &str) -> Result<bool> {
+    let template = "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}";
+    let now = shell::output(&mut cluster.engine.docker(&["inspect", "-f", template, node]))?;
+    let nodes = node_ranges(&nodes(cluster)?).unwrap_or_default();
+    let known = nodes.into_iter().find(|known| known.name == node);
+    Ok(known.is_some_and(|known| known.address == now.trim()))
+}
+
+fn nodes(cluster: &Cluster) -> Result<Value> {
+    let listed = shell::output(&mut cluster.kubectl(&["get", "nodes", "-o", "json"]))?;
+    serde_json::from_str(&listed).context("kubectl printed no JSON")
+}
+
 /// Puts configuration and routes into every node.
 pub fn configure(cluster: &Cluster) -> Result<()> {
     let count = cluster.nodes()?.len();
@@ -19,14 +49,13 @@ pub fn configure(cluster: &Cluster) -> Result<()> {
         "a range of pod addresses for every node",
         RANGE_LIMIT,
         || {
-            let listed = shell::output(&mut cluster.kubectl(&["get", "nodes", "-o", "json"]))?;
-            let nodes = node_ranges(&serde_json::from_str(&listed)?);
+            let nodes = node_ranges(&nodes(cluster)?);
             Ok(nodes.filter(|nodes| nodes.len() == count))
         },
     )?;
     for node in &nodes {
-        let script = "mkdir -p /etc/cni/net.d && cat > /etc/cni/net.d/10-lab.conflist";
-        let words = ["exec", "-i", &node.name, "sh", "-c", script];
+        let script = format!("mkdir -p /etc/cni/net.d && cat > {CONFIGURATION}");
+        let words = ["exec", "-i", &node.name, "sh", "-c", &script];
         shell::output_of_input(&mut cluster.engine.docker(&words), &plugins(&node.range))
             .with_context(|| format!("cannot configure the network of {}", node.name))?;
         for other in nodes.iter().filter(|other| other.name != node.name) {

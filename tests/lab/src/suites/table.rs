@@ -237,6 +237,7 @@ const KIND: &[&str] = &[
     "kind",
     "--",
     "--test-threads=1",
+    "--nocapture",
 ];
 
 impl Need {

@@ -14,7 +14,7 @@ use crate::load::{Outcome, judge_as, put_target};
 /// How long a client waits for an answer, and how long an impatient one.
 const PATIENCE: Duration = Duration::from_secs(2);
 const IMPATIENCE: Duration = Duration::from_millis(3);
-/// Pause between two operations of a client: a key's history stays short enough to be judged.
+/// Pause between two operations of a client unless told otherwise: a key's history stays short enough to be judged.
 const PAUSE: Duration = Duration::from_millis(5);
 /// Of a hundred operations: reads, and deletes. The rest are writes.
 const READS: u32 = 50;
@@ -28,6 +28,8 @@ pub struct Run {
     pub nodes: Vec<String>,
     /// The keys.
     pub keys: Vec<String>,
+    /// Pause of each client between two operations.
+    pub pause: Duration,
     begin: Instant,
     stop: AtomicBool,
     impatient: AtomicBool,
@@ -43,6 +45,7 @@ impl Run {
             name,
             nodes,
             keys,
+            pause: PAUSE,
             begin: Instant::now(),
             stop: AtomicBool::new(false),
             impatient: AtomicBool::new(false),
@@ -87,7 +90,7 @@ impl Run {
                 }
             };
             client.ask(rng.usize(..self.nodes.len()), &action)?;
-            thread::sleep(PAUSE);
+            thread::sleep(self.pause);
         }
         Ok(client.events)
     }

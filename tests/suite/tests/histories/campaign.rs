@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::OpenOptions;
 use std::io::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::sync::Mutex;
 use std::thread;
@@ -13,10 +13,10 @@ use anyhow::{Context, Result, bail, ensure};
 use fastrand::Rng;
 use kvcluster_suite::fault::{self, Fault, Plan};
 use kvcluster_suite::history::client::Run;
-use kvcluster_suite::history::linear::{self, Verdict};
 use kvcluster_suite::history::porcupine::Porcupine;
-use kvcluster_suite::history::resolve::{self, Change};
-use kvcluster_suite::history::{self, End, Event, What};
+use kvcluster_suite::history::resolve;
+use kvcluster_suite::history::verdict::{self, Counts, longest_silence};
+use kvcluster_suite::history::{Event, What};
 use kvcluster_suite::lab::Lab;
 use kvcluster_suite::{check, processes};
 use serde::Serialize;
@@ -44,17 +44,14 @@ const BEFORE: Duration = Duration::from_millis(400);
 const AFTER: Duration = Duration::from_secs(1);
 /// One history in so many has two faults at a time.
 const PAIRED: usize = 3;
-/// Operations that each history must have answered with success: a store that refuses everything is no proof.
-const ANSWERED_MIN: usize = 200;
-
 /// Longest time until every node answers for every key, once each slot has a leader.
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 
 /// One history, before it is judged.
 pub(crate) struct Seen {
-    name: String,
+    pub(crate) name: String,
     plans: Vec<Plan>,
-    events: Vec<Event>,
+    pub(crate) events: Vec<Event>,
     /// The faults that happened.
     fired: Vec<Fault>,
     /// From a second after the last fault's end until the store was whole and answered for every key through every node.
@@ -91,20 +88,21 @@ fn every_history_under_faults_is_linearizable() -> Result<()> {
     from_the_log(None)?;
     let lab = whole_store()?;
     check::expect_everywhere(&lab, &rebuilt).context("the nodes' own rebuild from the log")?;
-    let by_key = by_key(changes);
+    let by_key = verdict::by_key(changes);
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
     let mut judged = 0;
     for history in &histories {
-        let verdict = judge(history, &by_key, &porcupine);
-        let (operations, unknown) = verdict.map_err(|error| {
-            let kept = keep(history);
+        let verdict = verdict::judge(&history.name, &history.events, &by_key, &porcupine);
+        let counts = verdict.map_err(|error| {
+            let kept = verdict::keep(folder, &history.name, &history.events);
             error.context(format!(
                 "history {} with {:?}; events: {kept}",
                 history.name, history.plans
             ))
         })?;
-        judged += operations;
+        judged += counts.operations();
         ensure!(
-            unknown * 2 < operations,
+            counts.unknown * 2 < counts.operations(),
             "{}: nearly everything is unknown",
             history.name
         );
@@ -229,78 +227,12 @@ fn inject(
     })
 }
 
-/// The changes of each key.
-pub(crate) fn by_key(changes: Vec<Change>) -> BTreeMap<String, Vec<Change>> {
-    let mut by_key: BTreeMap<String, Vec<Change>> = BTreeMap::new();
-    for change in changes {
-        by_key.entry(change.key.clone()).or_default().push(change);
-    }
-    by_key
-}
-
-/// Operations judged, and how many of them were of unknown outcome.
-pub(crate) fn judge(
-    history: &Seen,
-    log: &BTreeMap<String, Vec<Change>>,
-    porcupine: &Porcupine,
-) -> Result<(usize, usize)> {
-    let operations = history::pair(&history.events)?;
-    let prefix = format!("{}.", history.name);
-    let own = log
-        .range(prefix.clone()..)
-        .take_while(|(key, _)| key.starts_with(&prefix));
-    let changes: Vec<Change> = own.flat_map(|(_, changes)| changes.clone()).collect();
-    let resolved = resolve::resolve(&operations, &changes)?;
-    let (ours, theirs) = (linear::check(&resolved), porcupine.check(&resolved)?);
-    for (key, verdict) in &ours {
-        ensure!(
-            *verdict == Verdict::Linearizable && theirs.get(key) == Some(verdict),
-            "{key}: {verdict:?} by the own checker, {:?} by Porcupine",
-            theirs.get(key)
-        );
-    }
-    let answered = operations
-        .iter()
-        .filter(|operation| matches!(operation.end, Some((_, End::Ok(_)))));
-    let answered = answered.count();
-    ensure!(
-        answered >= ANSWERED_MIN,
-        "only {answered} operations were answered with success"
-    );
-    let unknown = operations
-        .iter()
-        .filter(|operation| matches!(operation.end, Some((_, End::Info)) | None));
-    Ok((operations.len(), unknown.count()))
-}
-
-/// Longest time without an answer.
-fn longest_silence(events: &[Event]) -> Duration {
-    let answers = events
-        .iter()
-        .filter(|event| matches!(event.what, What::Ok { .. }));
-    let times: Vec<u64> = answers.map(|event| event.t_ns).collect();
-    let longest = times.windows(2).map(|pair| pair[1] - pair[0]).max();
-    Duration::from_nanos(longest.unwrap_or_default())
-}
-
-/// Writes the events down; where.
-fn keep(history: &Seen) -> String {
-    let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("{}.jsonl", history.name));
-    match history::save(&path, &history.events) {
-        Ok(()) => path.display().to_string(),
-        Err(error) => format!("not written: {error:#}"),
-    }
-}
-
 fn line(history: &Seen) -> Result<String> {
-    let mut counts = [0; 3];
-    for operation in history::pair(&history.events)? {
-        counts[match operation.end {
-            Some((_, End::Ok(_))) => 0,
-            Some((_, End::Fail)) => 1,
-            Some((_, End::Info)) | None => 2,
-        }] += 1;
-    }
+    let Counts {
+        answered,
+        refused,
+        unknown,
+    } = Counts::of(&history.events)?;
     let faults = history.events.iter().filter_map(|event| match &event.what {
         What::Fault {
             fault,
@@ -310,7 +242,6 @@ fn line(history: &Seen) -> Result<String> {
         _ => None,
     });
     let faults: Vec<String> = faults.collect();
-    let [answered, refused, unknown] = counts;
     let silence = longest_silence(&history.events).as_secs_f64();
     Ok(format!(
         "{}: {answered} answered, {refused} refused, {unknown} unknown; longest silence {silence:.1} s; whole after {:.1} s; {}",

@@ -5,8 +5,9 @@ use fastrand::Rng;
 use kvcluster_suite::fault::{Fault, Plan};
 use kvcluster_suite::history::porcupine::Porcupine;
 use kvcluster_suite::history::resolve;
+use kvcluster_suite::history::verdict::{by_key, judge};
 
-use crate::campaign::{by_key, judge, run};
+use crate::campaign::run;
 use crate::support::{from_the_log, whole_store};
 
 /// Most histories until a mistake must have shown.
@@ -68,7 +69,7 @@ fn notice(mistake: &str, faults: &[Fault], porcupine: &Porcupine) -> Result<(usi
             Err(error) => return Ok((number + 1, format!("{error:#}"))),
         };
         let changes = by_key(resolve::changes(lab.kafka()?, &lab.names().log_topic())?);
-        if let Err(error) = judge(&history, &changes, porcupine) {
+        if let Err(error) = judge(&history.name, &history.events, &changes, porcupine) {
             return Ok((number + 1, format!("{error:#}")));
         }
     }

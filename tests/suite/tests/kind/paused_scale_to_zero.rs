@@ -8,6 +8,7 @@ use kvcluster_suite::kube::Kubectl;
 use kvcluster_suite::lab::{CLUSTER, Lab, NAMESPACE};
 use kvcluster_suite::load::{Load, Progress};
 use kvcluster_suite::{election, poll};
+use serde_json::json;
 
 use crate::support::{SETTLE_LIMIT, empty_demo, expect_everywhere, scale, settled};
 
@@ -33,18 +34,8 @@ fn leadership_moves_and_writes_go_on() -> Result<()> {
 }
 
 fn pause(kubectl: &Kubectl, paused: bool) -> Result<()> {
-    let patch = format!(r#"{{"spec":{{"paused":{paused}}}}}"#);
-    let arguments = [
-        "-n",
-        NAMESPACE,
-        "patch",
-        "kvcluster",
-        CLUSTER,
-        "--type=merge",
-        "-p",
-        &patch,
-    ];
-    kubectl.run(&arguments)?;
+    let change = json!({ "spec": { "paused": paused } });
+    kubectl.patch(NAMESPACE, "kvcluster", CLUSTER, &change)?;
     poll::until(SETTLE_LIMIT, "the operator to see it", || {
         let object = kubectl
             .get(NAMESPACE, "kvcluster", CLUSTER)?

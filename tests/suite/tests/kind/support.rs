@@ -69,6 +69,14 @@ pub(crate) fn expect_everywhere(lab: &Lab, expected: &Rows) -> Result<()> {
     check::expect_schemas(lab, expected)
 }
 
+/// Seconds since 1970: what chooses between equals, and names what no earlier run named.
+pub(crate) fn now_seconds() -> Result<u64> {
+    Ok(SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .context("a clock after 1970")?
+        .as_secs())
+}
+
 /// A namespace of a test's own, with the Secret of PostgreSQL's administrator. It is deleted at the end.
 pub(crate) struct Own {
     pub(crate) kubectl: Kubectl,
@@ -129,18 +137,9 @@ impl Own {
 
     /// Merges a change into a cluster's spec.
     pub(crate) fn patch(&self, name: &str, spec: &Value) -> Result<()> {
-        let patch = json!({ "spec": spec }).to_string();
-        let arguments = [
-            "-n",
-            &self.namespace,
-            "patch",
-            "kvcluster",
-            name,
-            "--type=merge",
-            "-p",
-            &patch,
-        ];
-        self.kubectl.run(&arguments).map(drop)
+        let change = json!({ "spec": spec });
+        self.kubectl
+            .patch(&self.namespace, "kvcluster", name, &change)
     }
 
     /// Names of what belongs to a cluster here.
