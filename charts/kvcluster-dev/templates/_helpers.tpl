@@ -48,9 +48,9 @@ capabilities:
 {{- end -}}
 {{- end -}}
 
-{{/* With hostPath: pins the pod, and gives the folder, which the kubelet makes as root, to the pod's user. */}}
+{{/* Where the pod may stand. With hostPath: pins it, and gives the folder, which the kubelet makes as root, to its user. */}}
 {{/* Call with (list $ user image). */}}
-{{- define "dev.hostPath" -}}
+{{- define "dev.place" -}}
 {{- $root := index . 0 -}}
 {{- if eq $root.Values.storage "hostPath" -}}
 nodeSelector:
@@ -74,6 +74,10 @@ initContainers:
     volumeMounts:
       - name: data
         mountPath: /data
+{{- else -}}
+{{- with $root.Values.tolerations -}}
+tolerations: {{- toYaml . | nindent 2 }}
+{{- end -}}
 {{- end -}}
 {{- end -}}
 

@@ -9,7 +9,7 @@ a ClusterRole. Exactly the verbs that it uses.
   verbs: ["get", "list", "watch", "patch"]
 - apiGroups: ["kvcluster.dev"]
   resources: ["kvclusters/status"]
-  verbs: ["get", "patch"]
+  verbs: ["patch"]
 # Owner references with blockOwnerDeletion need this where that admission check is on.
 - apiGroups: ["kvcluster.dev"]
   resources: ["kvclusters/finalizers"]
@@ -31,7 +31,7 @@ a ClusterRole. Exactly the verbs that it uses.
 # A node whose template changed, or whose Kubernetes node is lost, is restarted by deleting its pod.
 - apiGroups: [""]
   resources: ["pods"]
-  verbs: ["get", "list", "watch", "delete"]
+  verbs: ["list", "watch", "delete"]
 - apiGroups: ["events.k8s.io"]
   resources: ["events"]
   verbs: ["create", "patch"]

@@ -3,6 +3,7 @@
 pub mod dns;
 pub mod load;
 pub mod network;
+pub mod place;
 pub mod worker;
 
 use std::path::{Path, PathBuf};
@@ -29,6 +30,8 @@ const PUBLIC_NODE_IMAGE: &str = "kindest/node:v1.34.0";
 const READY_LIMIT: Duration = Duration::from_mins(4);
 
 const CONFIG: &str = include_str!("../recipes/kind.yaml");
+/// What the API server writes down: every request of the operator, without its content.
+const AUDIT_POLICY: &str = include_str!("../recipes/audit-policy.yaml");
 
 /// Ports on 127.0.0.1 that the cluster takes, with their purpose; the recipe names the same.
 const PORTS: [(u16, &str); 3] = [
@@ -173,9 +176,12 @@ pub fn ensure(
     };
     progress.step("create the cluster", |step| {
         let config = layout.run("kind.yaml");
+        let policy = layout.run("audit-policy.yaml");
+        cache::write(&policy, AUDIT_POLICY)?;
+        let text = CONFIG.replace("@DISABLE_DEFAULT_CNI@", &(!pull).to_string());
         cache::write(
             &config,
-            CONFIG.replace("@DISABLE_DEFAULT_CNI@", &(!pull).to_string()),
+            text.replace("@AUDIT_POLICY@", &policy.to_string_lossy()),
         )?;
         let (config, kubeconfig) = (
             config.display().to_string(),

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::build::{own, service_images};
 use crate::cache::Layout;
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, place};
 use crate::local::nodes::MANIFEST;
 use crate::progress::{Progress, Step};
 use crate::{shell, smoke};
@@ -59,17 +59,22 @@ impl<'a> Deploy<'a> {
     /// Kafka and PostgreSQL, installed or brought up to date.
     pub fn services(&self) -> Result<()> {
         self.progress.step("install Kafka and PostgreSQL", |step| {
-            let node = self.services_node()?;
+            let nodes = self.cluster.nodes()?;
+            let node = nodes.first().context("the cluster has no node")?;
             step.detail("load images into the node");
             let tags = [service_images::KAFKA_TAG, service_images::POSTGRES_TAG];
-            self.cluster.load(&node, &tags, &self.log)?;
+            self.cluster.load(node, &tags, &self.log)?;
+            step.detail("make volumes");
+            self.cluster.make_place(node, &self.log)?;
             step.detail("install the chart");
-            // The cluster may have no provisioner of volumes; a folder of one node outlives the pods too.
-            let place = format!("hostPath.node={node}");
             let kafka = format!("kafka.image={}", service_images::KAFKA_TAG);
             let postgres = format!("postgres.image={}", service_images::POSTGRES_TAG);
-            let values = ["storage=hostPath", &place, &kafka, &postgres];
-            self.install("kvcluster-dev", SERVICES_NAMESPACE, &values)?;
+            let volumes = format!("pvc.storageClass={}", place::STORAGE_CLASS);
+            let values = [&kafka, &postgres, &volumes, place::TOLERATION];
+            self.install("kvcluster-dev", SERVICES_NAMESPACE, &values)
+                .context(
+                    "if another version of the lab made this cluster, `cargo lab down` removes it",
+                )?;
             ["statefulset/kafka", "statefulset/postgres"]
                 .iter()
                 .try_for_each(|workload| {
@@ -107,27 +112,6 @@ impl<'a> Deploy<'a> {
         progress.step("write and read through the Service", |_| {
             smoke::run(SERVICE_URL)
         })
-    }
-
-    /// Where Kafka and PostgreSQL have their data: the control plane's node, so that any other may be stopped or drained; or
-    /// where an earlier run put it.
-    fn services_node(&self) -> Result<String> {
-        let place = "-o=jsonpath={.spec.template.spec.nodeSelector.kubernetes\\.io/hostname}";
-        let get = [
-            "-n",
-            SERVICES_NAMESPACE,
-            "get",
-            "statefulset",
-            "kafka",
-            "--ignore-not-found",
-            place,
-        ];
-        let placed = shell::output(&mut self.cluster.kubectl(&get))?;
-        if !placed.trim().is_empty() {
-            return Ok(placed.trim().to_owned());
-        }
-        let nodes = self.cluster.nodes()?;
-        nodes.into_iter().next().context("the cluster has no node")
     }
 
     /// The nodes that run the store.

@@ -103,7 +103,7 @@ fn names(objects: &[Value]) -> Vec<String> {
 }
 
 /// Every value set that is rendered below.
-const DEV_VALUES: [&[&str]; 3] = [
+const DEV_VALUES: [&[&str]; 4] = [
     &[],
     &[
         "storage=emptyDir",
@@ -111,6 +111,7 @@ const DEV_VALUES: [&[&str]; 3] = [
         "postgres.nodePort=0",
     ],
     &["storage=hostPath", "hostPath.node=worker"],
+    &["pvc.storageClass=local", "tolerations[0].operator=Exists"],
 ];
 
 fn all_renderings() -> Result<Vec<Vec<Value>>> {

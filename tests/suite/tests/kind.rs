@@ -6,6 +6,8 @@
 
 #[path = "kind/apply.rs"]
 mod apply;
+#[path = "kind/audit.rs"]
+mod audit;
 #[path = "kind/bad_input.rs"]
 mod bad_input;
 #[path = "kind/changes.rs"]
@@ -16,6 +18,10 @@ mod deletion;
 mod faults;
 #[path = "kind/paused_scale_to_zero.rs"]
 mod paused_scale_to_zero;
+#[path = "kind/properties.rs"]
+mod properties;
+#[path = "kind/quiet.rs"]
+mod quiet;
 #[path = "kind/rules.rs"]
 mod rules;
 #[path = "kind/support.rs"]
@@ -24,3 +30,5 @@ mod support;
 mod topics_and_schemas;
 #[path = "kind/unicode_load.rs"]
 mod unicode_load;
+#[path = "kind/used_rights.rs"]
+mod used_rights;

@@ -9,7 +9,7 @@ use anyhow::{Result, ensure};
 use super::linear::{self, Verdict};
 use super::porcupine::Porcupine;
 use super::resolve::{self, Change};
-use super::{Action, End, Event, What};
+use super::{End, Event, What};
 
 /// Operations that each history must have answered with success: a store that refuses everything is no proof.
 const ANSWERED_MIN: usize = 200;
@@ -94,27 +94,42 @@ pub fn longest_silence(events: &[Event]) -> Duration {
     }))
 }
 
-/// Longest time in which nobody was answered for one key, which was asked for all the time; and the key.
-pub fn longest_silence_of_a_key(events: &[Event]) -> Option<(Duration, String)> {
-    let mut asked = BTreeMap::new();
-    let mut answers: BTreeMap<&str, Vec<u64>> = BTreeMap::new();
+/// Longest time for which a key was asked for and nobody was answered for it; and the key.
+pub fn longest_wait_for_a_key(events: &[Event]) -> Option<(Duration, String)> {
+    let mut keys: BTreeMap<u64, &str> = BTreeMap::new();
+    // Per key: since when it is asked for in vain; and the calls without an answer.
+    let mut in_vain: BTreeMap<&str, u64> = BTreeMap::new();
+    let mut open: BTreeMap<&str, BTreeMap<u64, u64>> = BTreeMap::new();
+    let mut longest = None;
     for event in events {
-        match &event.what {
+        let id = match &event.what {
             What::Invoke { id, action, .. } => {
-                asked.insert(*id, Action::key(action));
+                keys.insert(*id, action.key());
+                open.entry(action.key())
+                    .or_default()
+                    .insert(*id, event.t_ns);
+                in_vain.entry(action.key()).or_insert(event.t_ns);
+                continue;
             }
-            What::Ok { id, .. } => {
-                if let Some(key) = asked.get(id) {
-                    answers.entry(key).or_default().push(event.t_ns);
-                }
-            }
-            What::Fail { .. } | What::Info { .. } | What::Fault { .. } => {}
+            What::Ok { id, .. } | What::Fail { id, .. } | What::Info { id, .. } => id,
+            What::Fault { .. } => continue,
+        };
+        let Some(key) = keys.remove(id) else { continue };
+        let calls = open.entry(key).or_default();
+        calls.remove(id);
+        if !matches!(event.what, What::Ok { .. }) {
+            continue;
+        }
+        if let Some(since) = in_vain.remove(key) {
+            let waited = Duration::from_nanos(event.t_ns.saturating_sub(since));
+            longest = longest.max(Some((waited, key.to_owned())));
+        }
+        // Calls that are still open wait since they began.
+        if let Some(since) = calls.values().min() {
+            in_vain.insert(key, *since);
         }
     }
-    let silences = answers
-        .into_iter()
-        .map(|(key, times)| (longest_gap(times.into_iter()), key.to_owned()));
-    silences.max()
+    longest
 }
 
 /// Some of the answers that were no success.
@@ -141,6 +156,7 @@ pub fn keep(folder: &Path, name: &str, events: &[Event]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::history::Action;
 
     fn asked(t_ns: u64, id: u64, key: &str) -> Event {
         let action = Action::Get {
@@ -160,24 +176,40 @@ mod tests {
         Event { t_ns, what }
     }
 
+    fn failed(t_ns: u64, id: u64) -> Event {
+        let why = String::new();
+        Event {
+            t_ns,
+            what: What::Fail { id, why },
+        }
+    }
+
     #[test]
-    fn a_key_may_be_silent_while_another_is_answered() {
+    fn a_wait_begins_with_the_first_call_in_vain() {
         let events = [
             asked(0, 1, "a"),
             answered(10, 1),
+            // Nobody asks for `a` meanwhile.
             asked(10, 2, "b"),
-            answered(20, 2),
-            asked(20, 3, "b"),
-            answered(60, 3),
-            asked(60, 4, "a"),
-            answered(90, 4),
+            answered(50, 2),
+            asked(60, 3, "a"),
+            failed(70, 3),
+            asked(80, 4, "a"),
+            asked(85, 5, "a"),
+            answered(90, 5),
+            answered(125, 4),
         ];
         assert_eq!(longest_silence(&events), Duration::from_nanos(40));
         assert_eq!(
-            longest_silence_of_a_key(&events),
-            Some((Duration::from_nanos(80), "a".to_owned()))
+            longest_wait_for_a_key(&events),
+            Some((Duration::from_nanos(45), "a".to_owned())),
+            "call 4 is answered after call 5, and has waited for longer than call 3's key did",
         );
         let counts = Counts::of(&events).expect("a history");
-        assert_eq!((counts.answered, counts.operations()), (4, 4));
+        assert_eq!(
+            (counts.answered, counts.refused, counts.operations()),
+            (4, 1, 5)
+        );
+        assert_eq!(failures(&events, 9).len(), 1);
     }
 }

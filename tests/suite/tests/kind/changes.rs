@@ -1,8 +1,8 @@
 //! A store that changes while it is used: nodes come and go, are replaced, drained, upgraded, and lost with what they stand on.
 //!
 //! Each change runs under the load of clients whose history is judged: nothing acknowledged is lost, every read is
-//! linearizable, and each node's schema holds the same at the end. A run makes some of the changes, in turn; `KVCLUSTER_LONG`
-//! makes all, and `KVCLUSTER_CHANGE=drain` the one whose name begins so.
+//! linearizable, and each node's schema holds the same at the end. A run makes three of the changes, in turn;
+//! `KVCLUSTER_LONG` makes all, and `KVCLUSTER_CHANGE=drain` the one whose name begins so.
 
 #[path = "changes/machines.rs"]
 mod machines;
@@ -28,8 +28,6 @@ use kvcluster_suite::{check, election};
 use self::scene::Scene;
 use crate::support::{empty_demo, expect_everywhere, now_seconds, settled};
 
-/// Changes in a run.
-const PER_RUN: usize = 3;
 /// Makes only the change whose name begins with this.
 const ONLY: &str = "KVCLUSTER_CHANGE";
 /// Clients at once, and the pause of each: a key's history stays short enough to be judged, however long a change takes.
@@ -48,8 +46,8 @@ struct Change {
     make: fn(&Scene) -> Result<()>,
     /// Whether not one request may fail.
     unnoticed: bool,
-    /// Longest time without an answer for a key.
-    silence_max: Duration,
+    /// Longest time for which a key may be asked for in vain.
+    wait_max: Duration,
 }
 
 const fn planned(name: &'static str, make: fn(&Scene) -> Result<()>) -> Change {
@@ -57,7 +55,7 @@ const fn planned(name: &'static str, make: fn(&Scene) -> Result<()>) -> Change {
         name,
         make,
         unnoticed: true,
-        silence_max: Duration::from_secs(1),
+        wait_max: Duration::from_secs(1),
     }
 }
 
@@ -67,22 +65,29 @@ const fn unplanned(name: &'static str, make: fn(&Scene) -> Result<()>) -> Change
         name,
         make,
         unnoticed: false,
-        silence_max: Duration::from_secs(3),
+        wait_max: Duration::from_secs(3),
     }
 }
 
-const CHANGES: [Change; 8] = [
-    planned("nodes are added and removed", nodes::added_and_removed),
-    planned(
-        "a removal is called off half way",
-        nodes::removal_called_off,
-    ),
-    planned("a named node is replaced", nodes::replaced),
-    planned("drained workers, one after the other", machines::drained),
-    planned("an upgrade of the image", versions::upgraded),
-    planned("a bad image, then a good one", versions::bad_then_good),
-    unplanned("a schema is dropped by hand", nodes::schema_dropped),
-    unplanned("a worker is lost, and comes back", machines::lost),
+/// In groups; a run makes one of each.
+const CHANGES: [&[Change]; 3] = [
+    &[
+        planned("nodes are added and removed", nodes::added_and_removed),
+        planned(
+            "a removal is called off half way",
+            nodes::removal_called_off,
+        ),
+        planned("a named node is replaced", nodes::replaced),
+    ],
+    &[
+        planned("drained workers, one after the other", machines::drained),
+        unplanned("a worker is lost, and comes back", machines::lost),
+        unplanned("a schema is dropped by hand", nodes::schema_dropped),
+    ],
+    &[
+        planned("an upgrade of the image", versions::upgraded),
+        planned("a bad image, then a good one", versions::bad_then_good),
+    ],
 ];
 
 #[test]
@@ -96,19 +101,23 @@ fn a_store_that_changes_loses_nothing() -> Result<()> {
 
 /// Those of this run.
 fn chosen() -> Result<Vec<&'static Change>> {
+    let all = CHANGES.iter().copied().flatten();
     if let Some(only) = std::env::var_os(ONLY) {
         let only = only.to_string_lossy();
-        let wanted = |change: &&Change| change.name.starts_with(&*only);
-        let chosen: Vec<&Change> = CHANGES.iter().filter(wanted).collect();
+        let chosen: Vec<&Change> = all
+            .filter(|change| change.name.starts_with(&*only))
+            .collect();
         ensure!(!chosen.is_empty(), "{ONLY}: there is no change {only:?}");
         return Ok(chosen);
     }
     if std::env::var_os("KVCLUSTER_LONG").is_some() {
-        return Ok(CHANGES.iter().collect());
+        return Ok(all.collect());
     }
-    let first = usize::try_from(now_seconds()?)? % CHANGES.len();
-    let turn = CHANGES.iter().cycle().skip(first);
-    Ok(turn.take(PER_RUN).collect())
+    let turn = usize::try_from(now_seconds()?)?;
+    Ok(CHANGES
+        .iter()
+        .map(|group| &group[turn % group.len()])
+        .collect())
 }
 
 fn under_load(change: &Change, porcupine: &Porcupine) -> Result<()> {
@@ -126,8 +135,8 @@ fn under_load(change: &Change, porcupine: &Porcupine) -> Result<()> {
     let took = begin.elapsed();
     made?;
 
-    let silence = verdict::longest_silence_of_a_key(&events);
-    let (silence, silent) = silence.context("some key was answered twice")?;
+    let (wait, awaited) =
+        verdict::longest_wait_for_a_key(&events).context("something was answered")?;
     events.append(&mut run.read_all(ANSWER_LIMIT)?);
     let changes = resolve::changes(lab.kafka()?, &lab.names().log_topic())?;
     let judged = verdict::judge(&name, &events, &verdict::by_key(changes), porcupine);
@@ -141,10 +150,10 @@ fn under_load(change: &Change, porcupine: &Porcupine) -> Result<()> {
         unknown,
     } = counts;
     println!(
-        "changes: {}: {:.1} s; {answered} answered, {refused} refused, {unknown} unknown, linearizable; longest silence of a key {} ms",
+        "changes: {}: {:.1} s; {answered} answered, {refused} refused, {unknown} unknown, linearizable; longest wait for a key {} ms",
         change.name,
         took.as_secs_f64(),
-        silence.as_millis()
+        wait.as_millis()
     );
     let rows = check::scan(lab.service()?)?;
     for (key, value) in &before {
@@ -159,8 +168,8 @@ fn under_load(change: &Change, porcupine: &Porcupine) -> Result<()> {
         counts.operations()
     );
     ensure!(
-        silence <= change.silence_max,
-        "no answer for {silent} in {silence:?}; failures: {failed:?}"
+        wait <= change.wait_max,
+        "no answer for {awaited} in {wait:?}; failures: {failed:?}"
     );
     Ok(())
 }
