@@ -86,7 +86,7 @@ pub(super) fn look(target: &Target, world: &World, nodes: &[NodeId]) -> Serving 
                 if !status.postgres_connected {
                     serving.unwritten.push(node);
                 }
-                match problem(status, newest) {
+                match problem(status, newest, objects.pods.get(&node)) {
                     None => serving.ready += 1,
                     Some(problem) => {
                         serving.unready.insert(node, problem);
@@ -123,9 +123,13 @@ pub(super) fn list(numbers: &[usize]) -> String {
     }
 }
 
-fn problem(status: &NodeStatus, newest: Option<u64>) -> Option<String> {
+fn problem(status: &NodeStatus, newest: Option<u64>, pod: Option<&PodView>) -> Option<String> {
     if let Some(problem) = &status.problem {
         return Some(problem.clone());
+    }
+    if pod.is_none_or(|pod| !pod.ready) {
+        let problem = "Kubernetes does not find its pod ready yet: the Service sends nothing there";
+        return Some(problem.to_owned());
     }
     if newest.is_some() && status.assignment_version != newest {
         return Some("it has not read the newest assignment yet".to_owned());

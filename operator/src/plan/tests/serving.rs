@@ -51,6 +51,15 @@ fn a_node_that_follows_an_older_assignment() {
     assert_eq!(ready(&model), (Truth::False, "NodesNotReady"));
 }
 
+/// The node serves whoever asks it, but the Service does not send anybody there yet.
+#[test]
+fn a_node_whose_pod_kubernetes_does_not_find_ready() {
+    let mut model = Model::converged(cluster());
+    model.objects().pods.get_mut(&NodeId(1)).unwrap().ready = false;
+    assert_eq!(ready(&model), (Truth::False, "NodesNotReady"));
+    assert_eq!(model.plan().ready_nodes, 2);
+}
+
 #[test]
 fn a_node_with_a_problem() {
     let mut model = Model::converged(cluster());

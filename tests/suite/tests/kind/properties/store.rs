@@ -220,7 +220,7 @@ impl<'a> Store<'a> {
 
 /// What the API server chose itself.
 fn forget_addresses(seen: &mut Value) {
-    let Some(spec) = seen["spec"].as_object_mut() else {
+    let Some(spec) = seen.get_mut("spec").and_then(Value::as_object_mut) else {
         return;
     };
     for chosen in ["clusterIP", "clusterIPs"] {
