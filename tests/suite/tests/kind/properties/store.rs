@@ -1,5 +1,6 @@
 //! A small store that is edited, and how it looks from outside.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -174,7 +175,11 @@ impl<'a> Store<'a> {
         for kind in ["statefulsets", "services", "poddisruptionbudgets"] {
             for mut object in self.list(kind)? {
                 let spec = object["spec"].take();
-                let metadata = object["metadata"].take();
+                let mut metadata = object["metadata"].take();
+                // A hash of the whole object, names included.
+                if let Some(annotations) = metadata["annotations"].as_object_mut() {
+                    annotations.remove("kvcluster.dev/applied");
+                }
                 let seen = json!({
                     "spec": spec,
                     "labels": metadata["labels"],
@@ -239,6 +244,36 @@ fn forget_addresses(seen: &mut Value) {
         .for_each(|port| {
             port.remove("nodePort");
         });
+}
+
+/// Where two looks differ.
+pub(super) fn differences(one: &Value, other: &Value) -> Vec<String> {
+    let mut found = Vec::new();
+    compare(one, other, String::new(), &mut found);
+    found
+}
+
+fn compare(one: &Value, other: &Value, path: String, found: &mut Vec<String>) {
+    match (one, other) {
+        (Value::Object(ones), Value::Object(others)) => {
+            let names: BTreeSet<&String> = ones.keys().chain(others.keys()).collect();
+            for name in names {
+                compare(
+                    &one[name.as_str()],
+                    &other[name.as_str()],
+                    format!("{path}/{name}"),
+                    found,
+                );
+            }
+        }
+        (Value::Array(ones), Value::Array(others)) if ones.len() == others.len() => {
+            for (index, (one, other)) in ones.iter().zip(others).enumerate() {
+                compare(one, other, format!("{path}/{index}"), found);
+            }
+        }
+        _ if one != other => found.push(format!("{path}: {one} and {other}")),
+        _ => {}
+    }
 }
 
 fn name_of(object: &Value) -> &str {
