@@ -21,6 +21,7 @@ use crate::observe::World;
 mod assignment;
 mod conditions;
 mod delete;
+mod drain;
 mod leftovers;
 mod members;
 mod moves;

@@ -19,7 +19,8 @@ use crate::clients::postgres::PostgresTrouble;
 use crate::cluster::Target;
 use crate::execute::{ExecuteError, kubernetes as write};
 use crate::metrics::Metrics;
-use crate::observe::kubernetes::{admin_url, call, hosts, node_secrets, objects};
+use crate::observe::hosts::hosts;
+use crate::observe::kubernetes::{admin_url, call, node_secrets, objects};
 use crate::observe::{
     self, AdminUrls, Failure, KubernetesTrouble, ObjectsView, PostgresViews, World,
 };
@@ -327,6 +328,7 @@ fn remember(context: &Context, target: &Target, seen: &Remembered, views: &Postg
         |cluster| {
             cluster.marked = marked;
             cluster.zones.clone_from(&seen.zones);
+            cluster.hosts.clone_from(&seen.hosts);
             cluster.gone_since.clone_from(&seen.gone_since);
             cluster.troubled_since.clone_from(&seen.troubled_since);
         },

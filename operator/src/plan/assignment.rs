@@ -8,7 +8,7 @@ use super::{Stage, Step};
 use crate::cluster::Target;
 use crate::gate::Evidence;
 use crate::observe::World;
-use crate::ring::{Member, Proposal, propose, slots_on_one_instance};
+use crate::ring::{Member, Proposal, propose_without, slots_on_one_instance};
 
 /// Newest record format of the log that nodes may write.
 const LOG_VERSION: u16 = 1;
@@ -117,7 +117,10 @@ pub(super) fn look(target: &Target, world: &World, members: &Members) -> Outlook
         })
         .collect();
     let now = published.map(|(_, table)| called_off(&table.slots, &members.reprieved));
-    let wanted = match propose(target.shape, &ring, now.as_deref()) {
+    let evidence = Evidence::new(version(world).unwrap_or_default(), &world.nodes);
+    let in_sync = |node, slot| evidence.in_sync(node, slot);
+    let draining = super::drain::nodes(world);
+    let wanted = match propose_without(target.shape, &ring, now.as_deref(), &draining, in_sync) {
         Ok(wanted) => wanted,
         Err(error) => return Outlook::refuse(Stage::refuse("RingImpossible", error)),
     };

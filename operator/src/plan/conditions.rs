@@ -91,6 +91,7 @@ pub(super) fn verdicts(
         sharing(target, stages),
     ];
     verdicts.extend(replacement(target, stages));
+    verdicts.extend(super::drain::verdict(target, world, stages, serving));
     verdicts
 }
 

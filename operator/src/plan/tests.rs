@@ -2,6 +2,7 @@
 
 mod create;
 mod delete;
+mod drain;
 mod model;
 mod nodes;
 mod refuse;

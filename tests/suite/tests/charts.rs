@@ -254,7 +254,7 @@ fn the_operator_has_exactly_the_rights_it_uses() -> Result<()> {
     let objects = render("kvcluster", &[])?;
     let role = only(&objects, "ClusterRole", "home-release-kvcluster-operator");
     let mut everywhere = expected_rights();
-    everywhere.insert("/nodes get".to_owned());
+    everywhere.extend(["get", "list", "watch"].map(|verb| format!("/nodes {verb}")));
     assert_eq!(rights(role), everywhere);
     let own = only(&objects, "Role", "release-kvcluster-operator");
     let lease = [

@@ -93,6 +93,15 @@ impl World {
         state.nodes.remove(&node);
     }
 
+    /// How many slots the published table wants this node to lead, and how many it leads.
+    pub(super) fn leads(&self, node: NodeId) -> (usize, usize) {
+        let state = self.lock();
+        let slots = state.published.iter().flat_map(|(_, table)| &table.slots);
+        let named = slots.filter(|slot| slot.preferred_leader == node).count();
+        let leads = state.leaders.values().filter(|leader| **leader == node);
+        (named, leads.count())
+    }
+
     /// What must hold at any time: nothing that was ever written is lost.
     pub(super) fn check(&self) -> Result<(), String> {
         let state = self.lock();
@@ -380,10 +389,14 @@ impl Outside for World {
         &'a self,
         target: &'a Target,
         nodes: &'a BTreeSet<NodeId>,
-        _pods: &'a BTreeMap<NodeId, PodView>,
+        pods: &'a BTreeMap<NodeId, PodView>,
     ) -> BoxFuture<'a, Statuses> {
+        let status = |node: NodeId| match pods.get(&node).and_then(|pod| pod.problem.clone()) {
+            Some(problem) => Err(NodeTrouble::PodProblem(problem)),
+            None => self.status(target, node),
+        };
         async move {
-            let statuses = nodes.iter().map(|node| (*node, self.status(target, *node)));
+            let statuses = nodes.iter().map(|node| (*node, status(*node)));
             statuses.collect()
         }
         .boxed()
