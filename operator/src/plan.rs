@@ -45,7 +45,7 @@ pub struct Plan {
     pub steps: Vec<Step>,
     /// Steps that would be taken if the cluster were not paused, or if `rebalance.mode` were `Apply`.
     pub withheld: Vec<Step>,
-    /// What follows the steps, as far as it can be known: in words.
+    /// What follows the steps and the moves, as far as it can be known: in words.
     pub later: Vec<String>,
     /// Replicas that are on their way, or are to go.
     pub moves: Vec<Move>,

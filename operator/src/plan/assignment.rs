@@ -86,14 +86,14 @@ impl Outlook {
         self.membership.steps.is_empty() && self.moves.is_empty() && self.leaderships.is_empty()
     }
 
-    /// What will be done after the steps that stand in the plan, in words.
+    /// What will be done after the steps that stand in the plan and after the moves, in words.
     pub(super) fn lines(&self) -> Vec<String> {
-        let mut lines: Vec<String> = self.moves.iter().map(Move::to_string).collect();
-        if !self.leaderships.is_empty() {
-            let slots = super::serving::list(&self.leaderships);
-            lines.push(format!("hand over the leadership of slots {slots}"));
-        }
-        lines
+        let slots = Some(&self.leaderships).filter(|slots| !slots.is_empty());
+        let line = slots.map(|slots| {
+            let slots = super::serving::list(slots);
+            format!("hand over the leadership of slots {slots}")
+        });
+        line.into_iter().collect()
     }
 }
 
