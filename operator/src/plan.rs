@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! finalizer → log id → topics → Secrets → roles and schemas → members → Services, budget, StatefulSets
-//!                                                                → remedies → moves → what nodes leave behind → restarts
+//!                                                                → remedies → moves → what nodes leave behind → restarts → old assignments
 //! ```
 //!
 //! A stage that is refused (Kafka away, a schema of another owner) keeps back those that build on it, with a finding that names
@@ -31,6 +31,7 @@ mod restart;
 mod serving;
 mod step;
 mod topics;
+mod trim;
 
 pub use conditions::{Truth, Verdict};
 pub(crate) use members::prospective;
@@ -239,6 +240,7 @@ impl Looked<'_> {
             stages.outlook.progress.clone(),
             stages.leftovers.clone(),
             restart::stage(world, &self.serving),
+            trim::stage(world),
         ];
         for stage in later {
             steps.extend(stage.steps);

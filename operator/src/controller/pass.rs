@@ -407,6 +407,7 @@ async fn execute(context: &Context, current: &Current, step: &Step) -> Result<()
         | Step::RepairTopic { .. }
         | Step::EnsureRole(_)
         | Step::Publish(..)
+        | Step::TrimAssignments { .. }
         | Step::DeleteTopics(_)
         | Step::DropRole(_) => unreachable!("executed as an external step above"),
     }

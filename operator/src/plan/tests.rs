@@ -9,3 +9,4 @@ mod refuse;
 mod restart;
 mod scale;
 mod serving;
+mod trim;

@@ -43,6 +43,8 @@ pub(super) struct State {
     pub(super) topics: BTreeMap<String, TopicView>,
     pub(super) published: Option<(Offset, Assignment)>,
     pub(super) records: i64,
+    /// The assignments that counted and are left: offsets and versions.
+    pub(super) counted: Vec<(Offset, u64)>,
     /// Roles with their schemas and passwords, by instance and name.
     pub(super) roles: BTreeMap<(String, String), Role>,
     pub(super) nodes: BTreeMap<NodeId, Node>,
@@ -140,6 +142,11 @@ impl World {
             words.push(format!("slots {:?}", assignment.slots));
             words.push(format!("next {}", assignment.next_node()));
         }
+        if state.counted.last().map(|(offset, _)| offset)
+            != state.published.as_ref().map(|(o, _)| o)
+        {
+            words.push("the newest assignment was removed".to_owned());
+        }
         words.extend(state.nodes.iter().map(|(node, of)| {
             let slots: BTreeSet<SlotId> = of.behind.keys().copied().collect();
             format!("node {node} has {slots:?}")
@@ -181,6 +188,7 @@ impl World {
             topics: state.topics.clone(),
             assignment: AssignmentView {
                 newest: state.published.clone(),
+                counted: state.counted.clone(),
                 ..AssignmentView::default()
             },
         }
@@ -228,6 +236,7 @@ impl World {
                 | Step::EnsureRole(_)
                 | Step::DropRole(_)
                 | Step::Publish(..)
+                | Step::TrimAssignments { .. }
         );
         if !is_ours {
             return None;
@@ -289,6 +298,7 @@ impl State {
                 self.topics.retain(|name, _| !topics.contains(name));
                 if topics.iter().any(|name| name.ends_with(".assignment")) {
                     self.published = None;
+                    self.counted.clear();
                 }
             }
             Step::EnsureRole(role) => self.ensure(role),
@@ -300,6 +310,10 @@ impl State {
                 }
             }
             Step::Publish(assignment, _) => return self.publish(assignment),
+            Step::TrimAssignments { first } => {
+                assert!(self.counted.iter().any(|(offset, _)| offset == first));
+                self.counted.retain(|(offset, _)| offset >= first);
+            }
             other => unreachable!("{other} is executed elsewhere"),
         }
         Ok(())
@@ -329,6 +343,7 @@ impl State {
         if !follows {
             return Err(ExecuteError::NotFollowed);
         }
+        self.counted.push((offset, assignment.version));
         self.published = Some((offset, assignment.clone()));
         Ok(())
     }
