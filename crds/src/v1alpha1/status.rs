@@ -29,6 +29,8 @@ pub mod condition {
     pub const REPLICAS_SHARE_INSTANCE: &str = "ReplicasShareInstance";
     /// The node that the annotation names is being replaced. Only there with the annotation.
     pub const REPLACEMENT_ACCEPTED: &str = "ReplacementAccepted";
+    /// The operator may read Kubernetes nodes. Only there while it may not.
+    pub const KUBERNETES_NODES_READABLE: &str = "KubernetesNodesReadable";
     /// A Kubernetes node with pods of the store is cordoned or being removed. Only there meanwhile.
     pub const DRAINING: &str = "Draining";
 }

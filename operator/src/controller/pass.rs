@@ -283,7 +283,9 @@ async fn look(context: &Context, target: &Target, mut remembered: Remembered) ->
         context.outside.kafka(target),
     );
     if let Ok(objects) = &mut objects {
-        objects.hosts = hosts(client, &objects.pods, &remembered.gone_since, now).await;
+        let seen = hosts(client, &objects.pods, &remembered.gone_since, now).await;
+        objects.hosts = seen.known;
+        objects.hosts_forbidden = seen.forbidden;
         objects.zones = remembered.see_hosts(objects);
     }
     let existing = objects.as_ref().map(ObjectsView::nodes).unwrap_or_default();

@@ -65,32 +65,62 @@ fn is_draining(node: &Node) -> bool {
     spec.unschedulable == Some(true) || spec.taints.iter().flatten().any(evicts)
 }
 
-/// Reads the Kubernetes nodes that the pods are on. Where the operator may not read them, nothing is known of zones, and no pod is
-/// taken for lost. One that is gone is lost since `gone_since`, or since now.
+/// What was seen of the Kubernetes nodes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HostsView {
+    /// Those that were read, by name.
+    pub known: BTreeMap<String, HostView>,
+    /// Whether the operator has no right to read them.
+    pub forbidden: bool,
+}
+
+/// Reads the Kubernetes nodes that the pods are on. Where that fails, nothing is known of zones, and no pod is taken for lost. One
+/// that is gone is lost since `gone_since`, or since now.
 pub async fn hosts(
     client: &Client,
     pods: &BTreeMap<NodeId, PodView>,
     gone_since: &BTreeMap<String, Timestamp>,
     now: Timestamp,
-) -> BTreeMap<String, HostView> {
+) -> HostsView {
     let api: Api<Node> = Api::all(client.clone());
     let names: BTreeSet<&String> = pods.values().filter_map(|pod| pod.host.as_ref()).collect();
     let reads = names.into_iter().map(|name| {
         let api = api.clone();
-        async move { (name, call("read a Node", api.get_opt(name)).await) }
+        async move { (name, call("read a Node", read(&api, name)).await) }
     });
-    let seen = futures::future::join_all(reads).await.into_iter();
-    seen.filter_map(|(name, read)| {
-        let view = match read.ok()? {
-            Some(node) => HostView::of(&node),
-            None => HostView {
+    let mut view = HostsView::default();
+    for (name, read) in futures::future::join_all(reads).await {
+        let host = match read {
+            Ok(Read::Found(host)) => host,
+            Ok(Read::Gone) => HostView {
                 lost_since: Some(gone_since.get(name).copied().unwrap_or(now)),
                 ..HostView::default()
             },
+            Ok(Read::Forbidden) => {
+                view.forbidden = true;
+                continue;
+            }
+            // No answer this time: the next pass asks again.
+            Err(_) => continue,
         };
-        Some((name.clone(), view))
-    })
-    .collect()
+        view.known.insert(name.clone(), host);
+    }
+    view
+}
+
+enum Read {
+    Found(HostView),
+    Gone,
+    Forbidden,
+}
+
+async fn read(api: &Api<Node>, name: &str) -> Result<Read, kube::Error> {
+    match api.get_opt(name).await {
+        Ok(Some(node)) => Ok(Read::Found(HostView::of(&node))),
+        Ok(None) => Ok(Read::Gone),
+        Err(kube::Error::Api(status)) if status.is_forbidden() => Ok(Read::Forbidden),
+        Err(error) => Err(error),
+    }
 }
 
 #[cfg(test)]
@@ -128,5 +158,54 @@ mod tests {
         for spec in stays {
             assert!(!host(&spec).draining, "{spec}");
         }
+    }
+
+    /// An API server that knows `worker`, has forgotten `gone`, and gives no right to the others.
+    fn server() -> Client {
+        let service = tower::service_fn(|request: hyper::Request<kube::client::Body>| async move {
+            let path = request.uri().path().to_owned();
+            let failed = |code: u16, reason: &str| {
+                let body = json!({ "kind": "Status", "apiVersion": "v1", "status": "Failure",
+                                   "code": code, "reason": reason, "message": reason });
+                (code, body)
+            };
+            let (code, body) = match path.rsplit('/').next() {
+                Some("worker") => (200, json!({ "metadata": { "name": "worker" } })),
+                Some("gone") => failed(404, "NotFound"),
+                _ => failed(403, "Forbidden"),
+            };
+            let answer = hyper::Response::builder().status(code);
+            let body = kube::client::Body::from(body.to_string().into_bytes());
+            Ok::<_, std::convert::Infallible>(answer.body(body).expect("a response"))
+        });
+        Client::new(service, "default")
+    }
+
+    #[tokio::test]
+    async fn what_may_not_be_read_is_not_taken_for_lost() {
+        let now = crate::fixtures::now();
+        let pods = ["worker", "gone", "other"].into_iter().zip(0..);
+        let pods = pods.map(|(host, node)| {
+            let pod = PodView {
+                host: Some(host.to_owned()),
+                ..PodView::default()
+            };
+            (NodeId(node), pod)
+        });
+        let mut pods: BTreeMap<NodeId, PodView> = pods.collect();
+        let view = hosts(&server(), &pods, &BTreeMap::new(), now).await;
+        let gone = HostView {
+            lost_since: Some(now),
+            ..HostView::default()
+        };
+        let known = [("worker", HostView::default()), ("gone", gone)];
+        assert_eq!(
+            view.known,
+            known.map(|(name, host)| (name.to_owned(), host)).into()
+        );
+        assert!(view.forbidden);
+        pods.remove(&NodeId(2));
+        let view = hosts(&server(), &pods, &BTreeMap::new(), now).await;
+        assert!(!view.forbidden);
     }
 }

@@ -73,6 +73,8 @@ pub struct ObjectsView {
     pub zones: BTreeMap<NodeId, String>,
     /// The Kubernetes nodes that the pods are on, as far as they may be read.
     pub hosts: BTreeMap<String, HostView>,
+    /// Whether the operator has no right to read those.
+    pub hosts_forbidden: bool,
 }
 
 impl ObjectsView {
@@ -163,6 +165,7 @@ pub async fn objects(client: &Client, target: &Target) -> Result<ObjectsView, Ku
         housed,
         zones: BTreeMap::new(),
         hosts: BTreeMap::new(),
+        hosts_forbidden: false,
         stateful_sets,
         services,
         budgets,

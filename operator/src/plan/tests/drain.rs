@@ -164,6 +164,24 @@ fn an_eviction_that_the_budget_holds_up_names_what_it_waits_for() {
 }
 
 #[test]
+fn an_operator_that_may_not_look_at_kubernetes_nodes_says_what_it_cannot_do() {
+    let mut model = housed(cluster());
+    let told = |model: &Model| {
+        let conditions = model.plan().conditions.into_iter();
+        let kind = condition::KUBERNETES_NODES_READABLE;
+        let mut told = conditions.filter(|verdict| verdict.kind == kind);
+        told.next().map(|verdict| (verdict.truth, verdict.message))
+    };
+    assert_eq!(told(&model), None);
+    model.objects().hosts.clear();
+    model.objects().hosts_forbidden = true;
+    let (truth, message) = told(&model).expect("it is said");
+    assert_eq!(truth, Truth::False);
+    assert!(message.contains("nodeReader=true"), "{message}");
+    assert!(model.plan().is_ready(), "it serves all the same");
+}
+
+#[test]
 fn a_single_node_is_evicted_and_the_condition_says_what_that_costs() {
     let lone = cluster()
         .nodes(1)
