@@ -207,3 +207,47 @@ fn a_single_node_is_evicted_and_the_condition_says_what_that_costs() {
         Some("AlwaysAllow")
     );
 }
+
+/// Whatever is cordoned and fails in between: it comes to rest each time, no replica ever moves, and in the end all lead evenly.
+#[test]
+fn cordons_in_any_order_come_to_rest_and_leave_nothing_behind() {
+    for seed in 0..40 {
+        let dice = &mut fastrand::Rng::with_seed(seed);
+        let nodes = dice.i32(3..6);
+        let mut model = housed(
+            cluster()
+                .nodes(nodes)
+                .with(|cluster| cluster.spec.slots = 12),
+        );
+        let before = voters(&model.newest().slots);
+        let count = u32::try_from(nodes).expect("few");
+        for _ in 0..6 {
+            let node = dice.u32(..count);
+            match dice.u32(..4) {
+                0 if model.failed.is_empty() => model.fail(node),
+                1 => (0..count).for_each(|node| model.recover(node)),
+                _ => cordon(&mut model, node, dice.bool()),
+            }
+            for _ in 0..dice.u32(..4) {
+                model.pass();
+                model.tick();
+            }
+            model.live();
+            assert_eq!(voters(&model.newest().slots), before, "seed {seed}");
+        }
+        for node in 0..count {
+            model.recover(node);
+            cordon(&mut model, node, false);
+        }
+        model.live();
+        assert!(model.plan().is_ready(), "seed {seed}");
+        assert_eq!(voters(&model.newest().slots), before, "seed {seed}");
+        let leads = (0..count).map(|node| led_by(&model.newest().slots, node));
+        let leads: Vec<usize> = leads.collect();
+        let (most, least) = (leads.iter().max(), leads.iter().min());
+        assert!(
+            most <= least.map(|least| least + 1).as_ref(),
+            "seed {seed}: {leads:?}"
+        );
+    }
+}
