@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use k8s_openapi::api::apps::v1::StatefulSet;
-use k8s_openapi::api::core::v1::{Pod, Service};
+use k8s_openapi::api::core::v1::{Node, Pod, Service};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::core::DeserializeGuard;
 use kube::runtime::controller::{Action, Config, Controller, Error as LoopError};
@@ -27,6 +27,7 @@ use crate::observe::KubernetesTrouble;
 mod events;
 #[cfg(test)]
 mod harness;
+mod hosts;
 mod memory;
 mod pass;
 
@@ -86,10 +87,11 @@ impl PassError {
     }
 }
 
-/// Runs until `stop`: over the clusters of `namespace`, or of all namespaces.
+/// Runs until `stop`: over the clusters of `namespace`, or of all namespaces. `reads_hosts`: whether Kubernetes nodes may be watched.
 pub async fn run(
     client: Client,
     namespace: Option<String>,
+    reads_hosts: bool,
     context: Arc<Context>,
     stop: CancellationToken,
 ) {
@@ -97,7 +99,18 @@ pub async fn run(
         watcher::Config::default().labels(&format!("app.kubernetes.io/managed-by={MANAGED_BY}"));
     let clusters: Api<DeserializeGuard<KvCluster>> = api(&client, namespace.as_deref());
     let loop_config = Config::default().concurrency(CONCURRENCY);
-    Controller::new(clusters, watcher::Config::default().any_semantic())
+    let mut controller = Controller::new(clusters, watcher::Config::default().any_semantic());
+    if reads_hosts {
+        // A drain follows its cordon at once: the next look comes too late.
+        let hosts = hosts::Hosts::new(namespace.clone());
+        let shared = Arc::clone(&context);
+        let nodes: Api<Node> = Api::all(client.clone());
+        controller = controller.watches(nodes, watcher::Config::default(), move |node| {
+            let concerned = hosts.concerned(&shared.memory, &node).into_iter();
+            concerned.map(|(namespace, name)| ObjectRef::new(&name).within(&namespace))
+        });
+    }
+    controller
         .owns(
             api::<StatefulSet>(&client, namespace.as_deref()),
             ours.clone(),

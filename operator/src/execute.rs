@@ -86,6 +86,10 @@ pub async fn external(
             let topic = target.names.assignment_topic();
             assignment::publish(clients, bootstrap, &topic, assignment).await
         }
+        Step::TrimAssignments { first } => {
+            let topic = target.names.assignment_topic();
+            assignment::trim(clients, bootstrap, &topic, *first).await
+        }
         Step::AddFinalizer
         | Step::RemoveFinalizer { .. }
         | Step::PinLogId { .. }

@@ -7,6 +7,7 @@
 //! ```
 //!
 //! Dependencies point one way: `args` → `controller`, `local` → `observe`, `execute` (the edges) → `plan`, `build`, `ring` (pure).
+//! `plugin` is a program of its own, for users.
 
 pub mod args;
 pub mod build;
@@ -23,6 +24,7 @@ pub mod observe;
 pub mod operate;
 pub mod outside;
 pub mod plan;
+pub mod plugin;
 pub mod quantity;
 pub mod ring;
 pub mod scram;

@@ -15,13 +15,15 @@ use crate::cluster::Target;
 use crate::plan::prospective;
 use crate::secret_text::SecretText;
 
+pub mod hosts;
 pub mod kafka;
 pub mod kubernetes;
 pub mod nodes;
 pub mod postgres;
 
+pub use self::hosts::HostView;
 pub use self::kafka::{AssignmentView, KafkaView, TopicView};
-pub use self::kubernetes::{HostView, KubernetesTrouble, ObjectsView, PodView};
+pub use self::kubernetes::{KubernetesTrouble, ObjectsView, PodView};
 pub use self::nodes::NodeTrouble;
 pub use self::postgres::{Login, PostgresView, RoleView, SchemaView};
 
@@ -67,6 +69,29 @@ impl World {
     pub fn zone(&self, node: NodeId) -> Option<String> {
         let objects = self.objects.as_ref()?.as_ref().ok()?;
         objects.zones.get(&node).cloned()
+    }
+
+    /// The Kubernetes nodes that are being emptied and have pods of ours, each with the nodes that stand there.
+    pub fn draining(&self) -> BTreeMap<&str, Vec<NodeId>> {
+        let mut draining: BTreeMap<&str, Vec<NodeId>> = BTreeMap::new();
+        let objects = self
+            .objects
+            .as_ref()
+            .and_then(|objects| objects.as_ref().ok());
+        for (&node, pod) in objects.iter().flat_map(|objects| &objects.pods) {
+            let host = pod
+                .host
+                .as_deref()
+                .zip(objects)
+                .and_then(|(name, objects)| {
+                    let (name, host) = objects.hosts.get_key_value(name)?;
+                    host.draining.then_some(name.as_str())
+                });
+            if let Some(host) = host {
+                draining.entry(host).or_default().push(node);
+            }
+        }
+        draining
     }
 }
 

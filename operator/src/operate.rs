@@ -9,6 +9,7 @@ use anyhow::{Context as _, bail};
 use futures::future::join_all;
 use jiff::Timestamp;
 use k8s_controller::LeaderElection;
+use k8s_openapi::api::core::v1::Node;
 use kube::api::ListParams;
 use kube::runtime::events::{Recorder, Reporter};
 use kube::{Api, Client, Config};
@@ -16,7 +17,7 @@ use kvcluster_crds::names::FIELD_MANAGER;
 use kvcluster_crds::v1alpha1::KvCluster;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::controller::{self, Context, Memory};
 use crate::metrics::Metrics;
@@ -109,6 +110,7 @@ async fn work(
     for scope in &scopes {
         check_crd(&client, scope.as_deref()).await?;
     }
+    let reads_hosts = reads_hosts(&client).await;
     let reporter = Reporter {
         controller: FIELD_MANAGER.to_owned(),
         instance: args.pod_name.clone(),
@@ -127,7 +129,8 @@ async fn work(
         started.store(true, Ordering::Relaxed);
         join_all(scopes.into_iter().map(|scope| {
             controller::announce(scope.as_deref(), &context.metrics);
-            controller::run(client.clone(), scope, Arc::clone(&context), stop.clone())
+            let (client, context) = (client.clone(), Arc::clone(&context));
+            controller::run(client, scope, reads_hosts, context, stop.clone())
         }))
         .await;
     };
@@ -174,6 +177,17 @@ async fn connect() -> anyhow::Result<Client> {
     // The client's own retries would hold a pass for minutes; the loop tries again.
     config.default_retry = false;
     Client::try_from(config).context("make a client for the API server")
+}
+
+/// Whether the Kubernetes nodes may be read. Without that the store works, and nothing is known of zones, lost nodes and drains.
+async fn reads_hosts(client: &Client) -> bool {
+    let nodes: Api<Node> = Api::all(client.clone());
+    let one = ListParams::default().limit(1);
+    let listed = call("list Nodes", nodes.list_metadata(&one)).await;
+    if let Err(error) = &listed {
+        warn!(%error, "Kubernetes nodes are not watched: zones, lost nodes and drains are not known");
+    }
+    listed.is_ok()
 }
 
 async fn check_crd(client: &Client, namespace: Option<&str>) -> anyhow::Result<()> {

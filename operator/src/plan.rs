@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! finalizer → log id → topics → Secrets → roles and schemas → members → Services, budget, StatefulSets
-//!                                                                → remedies → moves → what nodes leave behind → restarts
+//!                                                                → remedies → moves → what nodes leave behind → restarts → old assignments
 //! ```
 //!
 //! A stage that is refused (Kafka away, a schema of another owner) keeps back those that build on it, with a finding that names
@@ -21,6 +21,7 @@ use crate::observe::World;
 mod assignment;
 mod conditions;
 mod delete;
+mod drain;
 mod leftovers;
 mod members;
 mod moves;
@@ -30,6 +31,7 @@ mod restart;
 mod serving;
 mod step;
 mod topics;
+mod trim;
 
 pub use conditions::{Truth, Verdict};
 pub(crate) use members::prospective;
@@ -44,7 +46,7 @@ pub struct Plan {
     pub steps: Vec<Step>,
     /// Steps that would be taken if the cluster were not paused, or if `rebalance.mode` were `Apply`.
     pub withheld: Vec<Step>,
-    /// What follows the steps, as far as it can be known: in words.
+    /// What follows the steps and the moves, as far as it can be known: in words.
     pub later: Vec<String>,
     /// Replicas that are on their way, or are to go.
     pub moves: Vec<Move>,
@@ -238,6 +240,7 @@ impl Looked<'_> {
             stages.outlook.progress.clone(),
             stages.leftovers.clone(),
             restart::stage(world, &self.serving),
+            trim::stage(world),
         ];
         for stage in later {
             steps.extend(stage.steps);

@@ -108,6 +108,17 @@ pub fn propose(
     members: &[Member],
     published: Option<&[SlotAssignment]>,
 ) -> Result<Proposal, RingError> {
+    propose_without(shape, members, published, &BTreeSet::new(), |_, _| true)
+}
+
+/// The same, led by others than `yielding` wherever a voter is left for it. `in_sync`: who could lead a slot at once.
+pub fn propose_without(
+    shape: Shape,
+    members: &[Member],
+    published: Option<&[SlotAssignment]>,
+    yielding: &BTreeSet<NodeId>,
+    in_sync: impl Fn(NodeId, usize) -> bool,
+) -> Result<Proposal, RingError> {
     let distinct: BTreeSet<NodeId> = members.iter().map(|member| member.id).collect();
     if distinct.len() < shape.replication || shape.replication == 0 {
         return Err(RingError::TooFewNodes {
@@ -125,7 +136,7 @@ pub fn propose(
     } else {
         Vec::new()
     };
-    let leaders = leaders::spread(&voters, &distinct, before);
+    let leaders = leaders::spread(&voters, before, yielding, in_sync);
     let slots = voters.into_iter().zip(leaders).map(entry).collect();
     Ok(Proposal {
         slots,

@@ -29,6 +29,10 @@ pub mod condition {
     pub const REPLICAS_SHARE_INSTANCE: &str = "ReplicasShareInstance";
     /// The node that the annotation names is being replaced. Only there with the annotation.
     pub const REPLACEMENT_ACCEPTED: &str = "ReplacementAccepted";
+    /// The operator may read Kubernetes nodes. Only there while it may not.
+    pub const KUBERNETES_NODES_READABLE: &str = "KubernetesNodesReadable";
+    /// A Kubernetes node with pods of the store is cordoned or being removed. Only there meanwhile.
+    pub const DRAINING: &str = "Draining";
 }
 
 /// What the operator saw and did.
@@ -63,7 +67,8 @@ pub struct KvClusterStatus {
     /// The replicas that are on their way, or are to go.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rebalance: Option<RebalanceStatus>,
-    /// The steps that are left, in order; empty when the cluster is as the spec says. At most 20 are shown.
+    /// The steps that are left, in order; empty when the cluster is as the spec says. At most 20 lines, of which the last one says
+    /// how many more there are.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub plan: Vec<String>,
 }
@@ -72,8 +77,11 @@ pub struct KvClusterStatus {
 #[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RebalanceStatus {
-    /// When the numbers were taken. They are taken anew when a move enters another phase, and every ten seconds.
+    /// When the numbers were taken. They are taken anew when a move enters another phase, and after ten seconds if they differ then.
     pub observed_at: Time,
+    /// Bytes that are still to be copied by all moves together, also those that are not shown, at most.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes_left: Option<i64>,
     /// The moves that are furthest first, at most 20.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub moves: Vec<MoveStatus>,
@@ -93,10 +101,10 @@ pub struct MoveStatus {
     pub to: Option<i32>,
     /// `Waiting`, `CatchingUp` or `HandingOver`.
     pub phase: String,
-    /// Records of the log that the new replica lacks.
+    /// Records of the log that the new replica lacks: rounded up to 1,000, 10,000 and so on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub records_left: Option<i64>,
-    /// Bytes in PostgreSQL that it lacks.
+    /// Bytes in PostgreSQL that it lacks: rounded up to an eighth of the whole, or less.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bytes_left: Option<i64>,
 }

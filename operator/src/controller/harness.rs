@@ -6,6 +6,7 @@
 
 mod api;
 mod crash;
+mod drain;
 mod faults;
 mod kubelet;
 mod nodes;

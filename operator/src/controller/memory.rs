@@ -33,6 +33,8 @@ pub struct Remembered {
     pub marked: BTreeSet<NodeId>,
     /// The zones that nodes ran in when that was last known: a pod that starts anew has none for a moment.
     pub zones: BTreeMap<NodeId, String>,
+    /// The Kubernetes nodes that pods are on.
+    pub hosts: BTreeSet<String>,
     /// Since when Kubernetes nodes are gone that pods are on.
     pub gone_since: BTreeMap<String, Timestamp>,
     /// Since when nodes say that something is wrong with them.
@@ -47,6 +49,8 @@ impl Remembered {
             .iter()
             .filter_map(|(name, host)| Some((name.clone(), host.lost_since?)))
             .collect();
+        let named = objects.pods.values().filter_map(|pod| pod.host.clone());
+        self.hosts = named.collect();
         for (&node, pod) in &objects.pods {
             let host = pod.host.as_ref().and_then(|name| hosts.get(name));
             if let Some(zone) = host.and_then(|host| host.zone.clone()) {
@@ -104,6 +108,13 @@ impl Memory {
             .or_default();
         entry.failures = entry.failures.saturating_add(1);
         entry.failures
+    }
+
+    /// The clusters, by namespace and name, that had a pod on this Kubernetes node when they were last looked at.
+    pub fn on_host(&self, host: &str) -> Vec<(String, String)> {
+        let clusters = self.lock();
+        let there = clusters.iter().filter(|(_, of)| of.hosts.contains(host));
+        there.map(|(place, _)| place.clone()).collect()
     }
 
     /// Forgets a cluster that is gone.

@@ -19,7 +19,8 @@ use crate::clients::postgres::PostgresTrouble;
 use crate::cluster::Target;
 use crate::execute::{ExecuteError, kubernetes as write};
 use crate::metrics::Metrics;
-use crate::observe::kubernetes::{admin_url, call, hosts, node_secrets, objects};
+use crate::observe::hosts::hosts;
+use crate::observe::kubernetes::{admin_url, call, node_secrets, objects};
 use crate::observe::{
     self, AdminUrls, Failure, KubernetesTrouble, ObjectsView, PostgresViews, World,
 };
@@ -282,7 +283,9 @@ async fn look(context: &Context, target: &Target, mut remembered: Remembered) ->
         context.outside.kafka(target),
     );
     if let Ok(objects) = &mut objects {
-        objects.hosts = hosts(client, &objects.pods, &remembered.gone_since, now).await;
+        let seen = hosts(client, &objects.pods, &remembered.gone_since, now).await;
+        objects.hosts = seen.known;
+        objects.hosts_forbidden = seen.forbidden;
         objects.zones = remembered.see_hosts(objects);
     }
     let existing = objects.as_ref().map(ObjectsView::nodes).unwrap_or_default();
@@ -327,6 +330,7 @@ fn remember(context: &Context, target: &Target, seen: &Remembered, views: &Postg
         |cluster| {
             cluster.marked = marked;
             cluster.zones.clone_from(&seen.zones);
+            cluster.hosts.clone_from(&seen.hosts);
             cluster.gone_since.clone_from(&seen.gone_since);
             cluster.troubled_since.clone_from(&seen.troubled_since);
         },
@@ -405,6 +409,7 @@ async fn execute(context: &Context, current: &Current, step: &Step) -> Result<()
         | Step::RepairTopic { .. }
         | Step::EnsureRole(_)
         | Step::Publish(..)
+        | Step::TrimAssignments { .. }
         | Step::DeleteTopics(_)
         | Step::DropRole(_) => unreachable!("executed as an external step above"),
     }

@@ -1,18 +1,18 @@
-//! Publishes an assignment and reads it back. A record that is late, or a second one, counts nowhere: its `based_on` is no
+//! Publishes an assignment and reads it back, and removes old ones. A record that is late, or a second one, counts nowhere: its `based_on` is no
 //! longer the newest. So a delivery whose outcome is unknown is simply looked at by the next pass.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use kvcluster_crds::Assignment;
-use rdkafka::ClientContext;
+use kvcluster_crds::{Assignment, Offset};
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::KafkaError;
 use rdkafka::message::DeliveryResult;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer, ProducerContext};
+use rdkafka::{ClientContext, TopicPartitionList};
 
 use super::ExecuteError;
-use crate::clients::kafka::{CHANGE_TIMEOUT, KafkaClients, blocking, config};
+use crate::clients::kafka::{CHANGE_TIMEOUT, KafkaClients, admin_options, blocking, config};
 use crate::observe::kafka as observe;
 
 /// Above librdkafka's own limit on the delivery, so that its report is seen.
@@ -36,6 +36,29 @@ pub async fn publish(
         Some((_, newest)) if newest == *assignment => Ok(()),
         _ => Err(ExecuteError::NotFollowed),
     }
+}
+
+/// Removes what stands in `topic` before `first`.
+pub async fn trim(
+    clients: &KafkaClients,
+    bootstrap: &str,
+    topic: &str,
+    first: Offset,
+) -> Result<(), ExecuteError> {
+    let client = clients.get(bootstrap).await?;
+    let trouble = |error| client.trouble("remove old assignments", &error);
+    let mut places = TopicPartitionList::new();
+    let place = rdkafka::Offset::Offset(first.0);
+    places
+        .add_partition_offset(topic, 0, place)
+        .map_err(trouble)?;
+    let options = admin_options();
+    let trimmed = client.admin.delete_records(&places, &options).await;
+    let trimmed = trimmed.map_err(trouble)?;
+    for partition in trimmed.elements() {
+        partition.error().map_err(trouble)?;
+    }
+    Ok(())
 }
 
 /// The first delivery report.
@@ -88,7 +111,7 @@ fn send(bootstrap: &str, topic: &str, record: &[u8]) -> Result<(), KafkaError> {
 
 #[cfg(test)]
 mod tests {
-    use kvcluster_crds::{LogId, NodeEntry, NodeId, Offset, SlotAssignment};
+    use kvcluster_crds::{LogId, NodeEntry, NodeId, SlotAssignment};
     use rdkafka::mocking::MockCluster;
 
     use super::*;
@@ -147,6 +170,8 @@ mod tests {
             .await
             .unwrap();
         assert_eq!(view.newest, Some((Offset(1), table(2, Some(0)))));
+        let counted = [(Offset(0), 1), (Offset(1), 2)];
+        assert_eq!(view.counted, counted, "the late one is not among them");
         let view = observe::assignment(&client, TOPIC.to_owned(), "u2".to_owned())
             .await
             .unwrap();

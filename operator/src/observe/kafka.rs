@@ -59,6 +59,8 @@ pub struct TopicView {
 pub struct AssignmentView {
     /// The newest valid assignment of this cluster.
     pub newest: Option<(Offset, Assignment)>,
+    /// Where the assignments that counted stand, and their versions, in order.
+    pub counted: Vec<(Offset, u64)>,
     /// UID of another cluster whose assignment stands there.
     pub stranger: Option<String>,
     /// Why the topic cannot be understood.
@@ -216,7 +218,7 @@ async fn add_settings(client: &KafkaClient, view: &mut KafkaView) -> Result<(), 
     Ok(())
 }
 
-/// Reads the whole assignment topic; it holds one record per change of the cluster's shape.
+/// Reads the whole assignment topic; it holds the latest changes of the cluster's shape.
 fn read_assignment(
     reader: &BaseConsumer<Notes>,
     topic: &str,
@@ -251,7 +253,13 @@ fn fold(
             Some(Ok(message)) if message.topic() == topic => {
                 let offset = Offset(message.offset());
                 match log.observe(cluster_uid, offset, message.payload().unwrap_or_default()) {
-                    Ok(true) | Err(AssignmentError::Foreign) => {}
+                    Ok(true) => {
+                        let newest = log
+                            .newest()
+                            .map(|(offset, newest)| (*offset, newest.version));
+                        view.counted.extend(newest);
+                    }
+                    Err(AssignmentError::Foreign) => {}
                     Ok(false) => note_stranger(cluster_uid, message.payload(), view),
                     Err(error) => view.unreadable = Some(error),
                 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::StatefulSet;
-use k8s_openapi::api::core::v1::{Node, Pod, Secret, Service};
+use k8s_openapi::api::core::v1::{Pod, Secret, Service};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::api::{Api, ListParams};
 use kube::{Client, Resource, ResourceExt};
@@ -14,7 +14,7 @@ use kvcluster_crds::NodeId;
 use kvcluster_crds::names::{LABEL_NODE, MANAGED_BY, SECRET_KEY_URL};
 use kvcluster_crds::v1alpha1::SecretKeyRef;
 
-use super::NodeSecret;
+use super::{HostView, NodeSecret};
 use crate::build::secret::ANNOTATION_INSTANCE;
 use crate::clients::postgres::PostgresTrouble;
 use crate::cluster::Target;
@@ -22,9 +22,6 @@ use crate::secret_text::{self, SecretText};
 
 /// One request to the API server, its own retries included.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// Label of a Kubernetes node: its zone.
-const LABEL_ZONE: &str = "topology.kubernetes.io/zone";
 
 /// Why the API server could not be asked, or said no.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
@@ -76,15 +73,8 @@ pub struct ObjectsView {
     pub zones: BTreeMap<NodeId, String>,
     /// The Kubernetes nodes that the pods are on, as far as they may be read.
     pub hosts: BTreeMap<String, HostView>,
-}
-
-/// A Kubernetes node.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct HostView {
-    /// The zone that it is labelled with.
-    pub zone: Option<String>,
-    /// Since when it is not ready, or gone; none while it is ready.
-    pub lost_since: Option<Timestamp>,
+    /// Whether the operator has no right to read those.
+    pub hosts_forbidden: bool,
 }
 
 impl ObjectsView {
@@ -175,54 +165,11 @@ pub async fn objects(client: &Client, target: &Target) -> Result<ObjectsView, Ku
         housed,
         zones: BTreeMap::new(),
         hosts: BTreeMap::new(),
+        hosts_forbidden: false,
         stateful_sets,
         services,
         budgets,
     })
-}
-
-/// Reads the Kubernetes nodes that the pods are on. Where the operator may not read them, nothing is known of zones, and no pod is
-/// taken for lost. One that is gone is lost since `gone_since`, or since now.
-pub async fn hosts(
-    client: &Client,
-    pods: &BTreeMap<NodeId, PodView>,
-    gone_since: &BTreeMap<String, Timestamp>,
-    now: Timestamp,
-) -> BTreeMap<String, HostView> {
-    let api: Api<Node> = Api::all(client.clone());
-    let names: BTreeSet<&String> = pods.values().filter_map(|pod| pod.host.as_ref()).collect();
-    let reads = names.into_iter().map(|name| {
-        let api = api.clone();
-        async move { (name, call("read a Node", api.get_opt(name)).await) }
-    });
-    let seen = futures::future::join_all(reads).await.into_iter();
-    seen.filter_map(|(name, read)| {
-        let view = match read.ok()? {
-            Some(node) => host_view(&node),
-            None => HostView {
-                zone: None,
-                lost_since: Some(gone_since.get(name).copied().unwrap_or(now)),
-            },
-        };
-        Some((name.clone(), view))
-    })
-    .collect()
-}
-
-fn host_view(node: &Node) -> HostView {
-    let conditions = node
-        .status
-        .as_ref()
-        .and_then(|status| status.conditions.as_ref());
-    let ready = conditions
-        .into_iter()
-        .flatten()
-        .find(|condition| condition.type_ == "Ready");
-    let lost = ready.filter(|condition| condition.status != "True");
-    HostView {
-        zone: node.labels().get(LABEL_ZONE).cloned(),
-        lost_since: lost.and_then(|condition| Some(condition.last_transition_time.as_ref()?.0)),
-    }
 }
 
 async fn list<K>(client: &Client, target: &Target) -> Result<Vec<K>, KubernetesTrouble>

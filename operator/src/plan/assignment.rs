@@ -8,7 +8,7 @@ use super::{Stage, Step};
 use crate::cluster::Target;
 use crate::gate::Evidence;
 use crate::observe::World;
-use crate::ring::{Member, Proposal, propose, slots_on_one_instance};
+use crate::ring::{Member, Proposal, propose_without, slots_on_one_instance};
 
 /// Newest record format of the log that nodes may write.
 const LOG_VERSION: u16 = 1;
@@ -86,14 +86,14 @@ impl Outlook {
         self.membership.steps.is_empty() && self.moves.is_empty() && self.leaderships.is_empty()
     }
 
-    /// What will be done after the steps that stand in the plan, in words.
+    /// What will be done after the steps that stand in the plan and after the moves, in words.
     pub(super) fn lines(&self) -> Vec<String> {
-        let mut lines: Vec<String> = self.moves.iter().map(Move::to_string).collect();
-        if !self.leaderships.is_empty() {
-            let slots = super::serving::list(&self.leaderships);
-            lines.push(format!("hand over the leadership of slots {slots}"));
-        }
-        lines
+        let slots = Some(&self.leaderships).filter(|slots| !slots.is_empty());
+        let line = slots.map(|slots| {
+            let slots = super::serving::list(slots);
+            format!("hand over the leadership of slots {slots}")
+        });
+        line.into_iter().collect()
     }
 }
 
@@ -117,7 +117,10 @@ pub(super) fn look(target: &Target, world: &World, members: &Members) -> Outlook
         })
         .collect();
     let now = published.map(|(_, table)| called_off(&table.slots, &members.reprieved));
-    let wanted = match propose(target.shape, &ring, now.as_deref()) {
+    let evidence = Evidence::new(version(world).unwrap_or_default(), &world.nodes);
+    let in_sync = |node, slot| evidence.in_sync(node, slot);
+    let draining = super::drain::nodes(world);
+    let wanted = match propose_without(target.shape, &ring, now.as_deref(), &draining, in_sync) {
         Ok(wanted) => wanted,
         Err(error) => return Outlook::refuse(Stage::refuse("RingImpossible", error)),
     };

@@ -91,6 +91,8 @@ pub(super) fn verdicts(
         sharing(target, stages),
     ];
     verdicts.extend(replacement(target, stages));
+    verdicts.extend(super::drain::verdict(target, world, stages, serving));
+    verdicts.extend(blindness(world));
     verdicts
 }
 
@@ -134,6 +136,20 @@ fn replacement(target: &Target, stages: &Stages) -> Option<Verdict> {
             "Replaced",
             format!("node {name} is replaced, or gone already"),
         ),
+    })
+}
+
+/// What the operator cannot do because it may not look at the Kubernetes nodes.
+fn blindness(world: &World) -> Option<Verdict> {
+    let objects = world.objects.as_ref()?.as_ref().ok()?;
+    objects.hosts_forbidden.then(|| {
+        Verdict::new(
+            condition::KUBERNETES_NODES_READABLE,
+            Truth::False,
+            "Forbidden",
+            "the operator may not read Kubernetes nodes: it knows of no zones, gives no node another place when its Kubernetes node is \
+             lost, and hands no leadership over before a drain; install its chart with nodeReader=true",
+        )
     })
 }
 

@@ -70,8 +70,10 @@ pub struct Move {
     pub phase: Phase,
     /// Records that the new replica lacks, where both say how far they are.
     pub records_left: Option<i64>,
-    /// Bytes likewise.
+    /// Bytes likewise; of a move that has not begun, all of them.
     pub bytes_left: Option<u64>,
+    /// Bytes of the slot, as the voters measure it.
+    pub bytes_total: Option<u64>,
 }
 
 impl fmt::Display for Move {
@@ -291,16 +293,17 @@ fn of_slot(
             } else {
                 Phase::Waiting
             };
-            let (records_left, bytes_left) = evidence
-                .filter(|_| phase == Phase::CatchingUp)
-                .map_or((None, None), |evidence| lacks(to, slot, entry, evidence));
+            let lacks = evidence.map(|evidence| lacks(to, slot, entry, evidence));
             Move {
                 slot,
                 from: leaving.next(),
                 to: Some(to),
                 phase,
-                records_left,
-                bytes_left,
+                records_left: lacks
+                    .filter(|_| phase == Phase::CatchingUp)
+                    .map(|lacks| lacks.records),
+                bytes_left: lacks.map(|lacks| lacks.bytes),
+                bytes_total: lacks.map(|lacks| lacks.bytes_total),
             }
         })
         .collect();
@@ -311,17 +314,20 @@ fn of_slot(
         phase: Phase::HandingOver,
         records_left: None,
         bytes_left: None,
+        bytes_total: None,
     }));
     moves
 }
 
-/// Records and bytes that a learner lacks of what the voters have.
-fn lacks(
-    learner: NodeId,
-    slot: usize,
-    entry: &SlotAssignment,
-    evidence: &Evidence<'_>,
-) -> (Option<i64>, Option<u64>) {
+/// What a new replica lacks of what the voters have.
+#[derive(Clone, Copy)]
+struct Lacks {
+    records: i64,
+    bytes: u64,
+    bytes_total: u64,
+}
+
+fn lacks(learner: NodeId, slot: usize, entry: &SlotAssignment, evidence: &Evidence<'_>) -> Lacks {
     let voters = entry
         .voters
         .iter()
@@ -331,10 +337,11 @@ fn lacks(
     });
     let own = evidence.replica(learner, slot);
     let (applied, bytes) = own.map_or((0, 0), |own| (own.applied, own.bytes));
-    (
-        Some((most.0 - applied).max(0)),
-        Some(most.1.saturating_sub(bytes)),
-    )
+    Lacks {
+        records: (most.0 - applied).max(0),
+        bytes: most.1.saturating_sub(bytes),
+        bytes_total: most.1,
+    }
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use kvcluster_crds::{Assignment, LogId, NodeId};
+use kvcluster_crds::{Assignment, LogId, NodeId, Offset};
 
 use super::Object;
 use crate::build::topics::TopicSpec;
@@ -53,6 +53,11 @@ pub enum Step {
     EnsureRole(RoleStep),
     /// Publish an assignment, with the proofs of what it takes away.
     Publish(Box<Assignment>, Vec<Gate>),
+    /// Remove old assignments from their topic.
+    TrimAssignments {
+        /// The first that stays: one that counted.
+        first: Offset,
+    },
     /// Apply a Kubernetes object.
     Apply(Object),
     /// Delete a node's pod, so that it starts anew from the current template.
@@ -128,6 +133,7 @@ impl Step {
             Self::WriteSecret { .. } => "WriteSecret",
             Self::EnsureRole(_) => "EnsureRole",
             Self::Publish(..) => "PublishAssignment",
+            Self::TrimAssignments { .. } => "TrimAssignments",
             Self::Apply(_) => "Apply",
             Self::RestartPod { .. } => "RestartPod",
             Self::ForceDeletePod { .. } => "ForceDeletePod",
@@ -166,6 +172,9 @@ impl fmt::Display for Step {
                 write!(f, "make role and schema {} on {}", role.role, role.instance)
             }
             Self::Publish(assignment, _) => write!(f, "publish assignment {}", assignment.version),
+            Self::TrimAssignments { first } => {
+                write!(f, "remove old assignments, before offset {first}")
+            }
             Self::Apply(object) => write!(f, "apply {object}"),
             Self::RestartPod { node, .. } => write!(f, "restart node {node}"),
             Self::ForceDeletePod { node, gate, .. } => {

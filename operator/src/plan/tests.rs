@@ -2,9 +2,11 @@
 
 mod create;
 mod delete;
+mod drain;
 mod model;
 mod nodes;
 mod refuse;
 mod restart;
 mod scale;
 mod serving;
+mod trim;

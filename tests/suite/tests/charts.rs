@@ -250,13 +250,27 @@ fn expected_rights() -> BTreeSet<String> {
     rights.collect()
 }
 
+/// Kubernetes nodes are read everywhere, by a role and a binding for nothing else.
+fn assert_reads_nodes(objects: &[Value]) {
+    let name = "home-release-kvcluster-operator-nodes";
+    let verbs = ["get", "list", "watch"];
+    let wanted = verbs.map(|verb| format!("/nodes {verb}"));
+    assert_eq!(
+        rights(only(objects, "ClusterRole", name)),
+        BTreeSet::from(wanted)
+    );
+    let binding = only(objects, "ClusterRoleBinding", name);
+    assert_eq!(binding["roleRef"]["name"], name);
+    assert_eq!(binding["subjects"][0]["name"], "release-kvcluster-operator");
+    assert_eq!(binding["subjects"][0]["namespace"], "home");
+}
+
 #[test]
 fn the_operator_has_exactly_the_rights_it_uses() -> Result<()> {
     let objects = render("kvcluster", &[])?;
     let role = only(&objects, "ClusterRole", "home-release-kvcluster-operator");
-    let mut everywhere = expected_rights();
-    everywhere.insert("/nodes get".to_owned());
-    assert_eq!(rights(role), everywhere);
+    assert_eq!(rights(role), expected_rights());
+    assert_reads_nodes(&objects);
     let own = only(&objects, "Role", "release-kvcluster-operator");
     let lease = [
         "coordination.k8s.io/leases create",
@@ -277,14 +291,18 @@ fn the_operator_has_exactly_the_rights_it_uses() -> Result<()> {
 
 #[test]
 fn named_namespaces_leave_no_right_elsewhere() -> Result<()> {
+    let everywhere = |objects: &[Value]| {
+        let names = names(objects).into_iter();
+        names.filter(|name| name.contains("ClusterRole")).count()
+    };
+    let blind = render(
+        "kvcluster",
+        &["watchNamespaces={one,two}", "nodeReader=false"],
+    )?;
+    assert_eq!(everywhere(&blind), 0, "{:?}", names(&blind));
     let objects = render("kvcluster", &["watchNamespaces={one,two}"])?;
-    assert!(
-        !names(&objects)
-            .iter()
-            .any(|name| name.contains("ClusterRole")),
-        "{:?}",
-        names(&objects)
-    );
+    assert_eq!(everywhere(&objects), 2, "{:?}", names(&objects));
+    assert_reads_nodes(&objects);
     for namespace in ["one", "two"] {
         let here: Vec<_> = objects
             .iter()
@@ -337,6 +355,32 @@ fn the_operator_is_replaced_without_a_surge() -> Result<()> {
 }
 
 #[test]
+fn the_operator_leaves_a_lost_kubernetes_node_soon() -> Result<()> {
+    let own = |seconds: u64| {
+        ["not-ready", "unreachable"].map(|taint| {
+            serde_json::json!({
+                "key": format!("node.kubernetes.io/{taint}"), "operator": "Exists",
+                "effect": "NoExecute", "tolerationSeconds": seconds,
+            })
+        })
+    };
+    let tolerations = |values: &[&str]| -> Result<Value> {
+        let objects = render("kvcluster", values)?;
+        let deployment = only(&objects, "Deployment", "release-kvcluster-operator");
+        Ok(deployment["spec"]["template"]["spec"]["tolerations"].clone())
+    };
+    assert_eq!(tolerations(&[])?, serde_json::json!(own(30)));
+    let values = ["lostNodeSeconds=5", "tolerations[0].operator=Exists"];
+    let [first, second] = own(5);
+    assert_eq!(
+        tolerations(&values)?,
+        serde_json::json!([first, second, { "operator": "Exists" }]),
+        "what is named comes on top"
+    );
+    Ok(())
+}
+
+#[test]
 fn unknown_and_wrong_values_are_refused() -> Result<()> {
     let refused = [
         ("kvcluster", "replica=2"),
@@ -344,6 +388,8 @@ fn unknown_and_wrong_values_are_refused() -> Result<()> {
         ("kvcluster", "image="),
         ("kvcluster", "watchNamespaces={Upper}"),
         ("kvcluster", "resources.limits.memory=lots"),
+        ("kvcluster", "nodeReader=perhaps"),
+        ("kvcluster", "lostNodeSeconds=-1"),
         ("kvcluster-dev", "storage=disk"),
         ("kvcluster-dev", "kafka.nodePort=70000"),
         ("kvcluster-dev", "postgres.password="),

@@ -240,6 +240,14 @@ fn mask(value: &mut Value) {
 
 impl Place {
     fn of(path: &str) -> Self {
+        if let Some(node) = path.strip_prefix("/api/v1/nodes/") {
+            return Self {
+                plural: "nodes".to_owned(),
+                namespace: String::new(),
+                name: Some(node.to_owned()),
+                status: false,
+            };
+        }
         let mut parts = path.split('/').skip_while(|part| *part != "namespaces");
         let mut next = || parts.next().map(str::to_owned);
         next();

@@ -1,10 +1,13 @@
-//! The StatefulSet controller, the scheduler and the kubelet: a step of each at a time.
+//! The StatefulSet controller, the scheduler and the kubelet: a step of each at a time. Where there are no Kubernetes nodes, pods run
+//! without one.
 
 use k8s_openapi::api::apps::v1::{StatefulSet, StatefulSetStatus};
 use k8s_openapi::api::core::v1::{
-    ContainerState, ContainerStateWaiting, ContainerStatus, Pod, PodCondition, PodStatus,
+    ContainerState, ContainerStateWaiting, ContainerStatus, Node, Pod, PodCondition, PodStatus,
 };
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::ResourceExt;
 use serde_json::json;
 use xxhash_rust::xxh3::xxh3_64;
@@ -28,6 +31,7 @@ pub(super) fn tick(api: &ApiServer) -> bool {
     for set in api.all::<StatefulSet>("statefulsets") {
         changed |= control(api, set, &pods);
     }
+    changed |= schedule(api);
     changed | api.collect_garbage()
 }
 
@@ -95,6 +99,84 @@ fn start(set: &StatefulSet, name: String, revision: String) -> Pod {
         spec: Some(spec),
         status: Some(status(image == BAD_IMAGE)),
     }
+}
+
+/// Gives each pod that has none the emptiest Kubernetes node that takes pods; until then it does not run.
+fn schedule(api: &ApiServer) -> bool {
+    let hosts: Vec<Node> = api.all("nodes");
+    let mut changed = false;
+    for mut pod in api.all::<Pod>("pods") {
+        if hosts.is_empty() || host(&pod).is_some() {
+            continue;
+        }
+        let takes =
+            |node: &&Node| node.spec.as_ref().and_then(|spec| spec.unschedulable) != Some(true);
+        let pods: Vec<Pod> = api.all("pods");
+        let load = |node: &&Node| {
+            let name = node.name_any();
+            pods.iter().filter(|pod| host(pod) == Some(&name)).count()
+        };
+        let place = hosts.iter().filter(takes).min_by_key(load);
+        let before = pod.clone();
+        pod.status = Some(match place {
+            Some(_) => status(image(&pod) == BAD_IMAGE),
+            None => unscheduled(),
+        });
+        pod.spec.get_or_insert_default().node_name = place.map(ResourceExt::name_any);
+        if pod != before {
+            api.put("pods", &pod);
+            changed = true;
+        }
+    }
+    changed
+}
+
+fn host(pod: &Pod) -> Option<&String> {
+    pod.spec.as_ref()?.node_name.as_ref()
+}
+
+fn image(pod: &Pod) -> String {
+    let containers = pod.spec.iter().flat_map(|spec| &spec.containers);
+    let mut images = containers.filter_map(|container| container.image.clone());
+    images.next().unwrap_or_default()
+}
+
+fn unscheduled() -> PodStatus {
+    let scheduled = PodCondition {
+        type_: "PodScheduled".to_owned(),
+        status: "False".to_owned(),
+        message: Some("0 nodes are available".to_owned()),
+        ..PodCondition::default()
+    };
+    PodStatus {
+        conditions: Some(vec![scheduled]),
+        ..PodStatus::default()
+    }
+}
+
+/// Asks for the eviction of a pod; whether the budgets let it go.
+pub(super) fn evict(api: &ApiServer, name: &str) -> bool {
+    let pods: Vec<Pod> = api.all("pods");
+    let pod = pods.iter().find(|pod| pod.name_any() == name);
+    let pod = pod.expect("a pod");
+    let wanted = api.all::<StatefulSet>("statefulsets").len();
+    let ready = pods.iter().filter(|pod| runs(pod)).count();
+    let allowed = api
+        .all::<PodDisruptionBudget>("poddisruptionbudgets")
+        .into_iter()
+        .all(|budget| {
+            let spec = budget.spec.expect("a budget has a spec");
+            let Some(IntOrString::Int(away)) = spec.max_unavailable else {
+                panic!("the budget is a number of pods that may be away");
+            };
+            let away_max = usize::try_from(away).expect("a number of pods");
+            let broken_goes = spec.unhealthy_pod_eviction_policy.as_deref() == Some("AlwaysAllow");
+            (broken_goes && !runs(pod)) || wanted - ready < away_max
+        });
+    if allowed {
+        api.remove("pods", name);
+    }
+    allowed
 }
 
 fn status(is_bad: bool) -> PodStatus {

@@ -43,6 +43,8 @@ pub(super) struct State {
     pub(super) topics: BTreeMap<String, TopicView>,
     pub(super) published: Option<(Offset, Assignment)>,
     pub(super) records: i64,
+    /// The assignments that counted and are left: offsets and versions.
+    pub(super) counted: Vec<(Offset, u64)>,
     /// Roles with their schemas and passwords, by instance and name.
     pub(super) roles: BTreeMap<(String, String), Role>,
     pub(super) nodes: BTreeMap<NodeId, Node>,
@@ -93,6 +95,15 @@ impl World {
         state.nodes.remove(&node);
     }
 
+    /// How many slots the published table wants this node to lead, and how many it leads.
+    pub(super) fn leads(&self, node: NodeId) -> (usize, usize) {
+        let state = self.lock();
+        let slots = state.published.iter().flat_map(|(_, table)| &table.slots);
+        let named = slots.filter(|slot| slot.preferred_leader == node).count();
+        let leads = state.leaders.values().filter(|leader| **leader == node);
+        (named, leads.count())
+    }
+
     /// What must hold at any time: nothing that was ever written is lost.
     pub(super) fn check(&self) -> Result<(), String> {
         let state = self.lock();
@@ -130,6 +141,11 @@ impl World {
             words.push(format!("nodes {:?}", assignment.nodes));
             words.push(format!("slots {:?}", assignment.slots));
             words.push(format!("next {}", assignment.next_node()));
+        }
+        if state.counted.last().map(|(offset, _)| offset)
+            != state.published.as_ref().map(|(o, _)| o)
+        {
+            words.push("the newest assignment was removed".to_owned());
         }
         words.extend(state.nodes.iter().map(|(node, of)| {
             let slots: BTreeSet<SlotId> = of.behind.keys().copied().collect();
@@ -172,6 +188,7 @@ impl World {
             topics: state.topics.clone(),
             assignment: AssignmentView {
                 newest: state.published.clone(),
+                counted: state.counted.clone(),
                 ..AssignmentView::default()
             },
         }
@@ -219,6 +236,7 @@ impl World {
                 | Step::EnsureRole(_)
                 | Step::DropRole(_)
                 | Step::Publish(..)
+                | Step::TrimAssignments { .. }
         );
         if !is_ours {
             return None;
@@ -280,6 +298,7 @@ impl State {
                 self.topics.retain(|name, _| !topics.contains(name));
                 if topics.iter().any(|name| name.ends_with(".assignment")) {
                     self.published = None;
+                    self.counted.clear();
                 }
             }
             Step::EnsureRole(role) => self.ensure(role),
@@ -291,6 +310,10 @@ impl State {
                 }
             }
             Step::Publish(assignment, _) => return self.publish(assignment),
+            Step::TrimAssignments { first } => {
+                assert!(self.counted.iter().any(|(offset, _)| offset == first));
+                self.counted.retain(|(offset, _)| offset >= first);
+            }
             other => unreachable!("{other} is executed elsewhere"),
         }
         Ok(())
@@ -320,6 +343,7 @@ impl State {
         if !follows {
             return Err(ExecuteError::NotFollowed);
         }
+        self.counted.push((offset, assignment.version));
         self.published = Some((offset, assignment.clone()));
         Ok(())
     }
@@ -380,10 +404,14 @@ impl Outside for World {
         &'a self,
         target: &'a Target,
         nodes: &'a BTreeSet<NodeId>,
-        _pods: &'a BTreeMap<NodeId, PodView>,
+        pods: &'a BTreeMap<NodeId, PodView>,
     ) -> BoxFuture<'a, Statuses> {
+        let status = |node: NodeId| match pods.get(&node).and_then(|pod| pod.problem.clone()) {
+            Some(problem) => Err(NodeTrouble::PodProblem(problem)),
+            None => self.status(target, node),
+        };
         async move {
-            let statuses = nodes.iter().map(|node| (*node, self.status(target, *node)));
+            let statuses = nodes.iter().map(|node| (*node, status(*node)));
             statuses.collect()
         }
         .boxed()

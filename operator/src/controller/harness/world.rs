@@ -97,6 +97,15 @@ impl World {
         self.api.put("kvclusters", &cluster);
     }
 
+    /// There is a Kubernetes node of this name; it takes pods, or it is cordoned.
+    pub(super) fn host(&self, name: &str, cordoned: bool) {
+        let node = json!({
+            "metadata": { "name": name, "uid": format!("uid of {name}") },
+            "spec": { "unschedulable": cordoned },
+        });
+        self.api.put("nodes", &node);
+    }
+
     /// The user deletes the cluster.
     pub(super) fn delete(&self) {
         let Some(cluster) = self.cluster() else {

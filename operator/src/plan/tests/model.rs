@@ -244,6 +244,11 @@ impl Model {
             }
             Step::EnsureRole(step) => self.ensure_role(step),
             Step::Publish(assignment, _) => self.publish(assignment),
+            Step::TrimAssignments { first } => {
+                let counted = &mut self.kafka().assignment.counted;
+                assert!(counted.iter().any(|(offset, _)| offset == first));
+                counted.retain(|(offset, _)| offset >= first);
+            }
             Step::Apply(object) => self.apply(object),
             Step::RestartPod { node, uid, .. } => {
                 let pod = self.objects().pods.get_mut(node).expect("a pod");
@@ -310,6 +315,7 @@ impl Model {
                 .newest
                 .as_ref()
                 .map_or(Offset(0), |(offset, _)| offset.next());
+            view.counted.push((offset, assignment.version));
             view.newest = Some((offset, assignment.clone()));
         }
         if assignment.version == 1 {

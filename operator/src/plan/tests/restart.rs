@@ -151,8 +151,8 @@ fn on_host(model: &mut Model, lost_for: i64) {
     let since = now() - SignedDuration::from_secs(lost_for);
     model.objects().pods.get_mut(&NodeId(1)).unwrap().host = Some("worker".to_owned());
     let host = HostView {
-        zone: None,
         lost_since: Some(since),
+        ..HostView::default()
     };
     model.objects().hosts.insert("worker".to_owned(), host);
 }
