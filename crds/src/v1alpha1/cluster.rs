@@ -93,7 +93,7 @@ pub struct KvClusterSpec {
     #[schemars(length(min = 1, max = 512))]
     pub image: Option<String>,
 
-    /// Resources of each store node's container.
+    /// Resources of each store node's container; by default a tenth of a core and 256 MiB are requested. Whoever names any names all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resources: Option<ResourceRequirements>,
 

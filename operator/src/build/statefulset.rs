@@ -146,6 +146,7 @@ fn container(target: &Target, log_id: LogId, node: NodeId, image: &str) -> Conta
                 .spec
                 .resources
                 .clone()
+                .filter(|resources| *resources != ResourceRequirements::default())
                 .unwrap_or_else(default_resources),
         ),
         security_context: Some(SecurityContext {

@@ -2,6 +2,7 @@
 
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::ResourceRequirements;
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use kvcluster_crds::v1alpha1::{ReadMode, ServiceType};
 use kvcluster_crds::{LogId, NodeId};
 
@@ -48,6 +49,16 @@ fn the_services() {
     );
 }
 
+/// What is left of the section when its only entry is taken out again.
+#[test]
+fn a_section_of_resources_that_says_nothing_is_none() {
+    let set = |resources: Option<ResourceRequirements>| {
+        let target = cluster().with(|cluster| cluster.spec.resources = resources);
+        statefulset::stateful_set(&target.target(), LOG_ID, NodeId(0), "image")
+    };
+    assert_eq!(set(Some(ResourceRequirements::default())), set(None));
+}
+
 #[test]
 fn the_disruption_budget() {
     insta::assert_yaml_snapshot!(pdb::budget(&cluster().target()));
@@ -70,6 +81,11 @@ fn a_stateful_set() {
 
 #[test]
 fn what_the_spec_says_about_pods_is_passed_on() {
+    let memory = ("memory".to_owned(), Quantity("1Gi".to_owned()));
+    let resources = ResourceRequirements {
+        limits: Some([memory].into()),
+        ..ResourceRequirements::default()
+    };
     let special = cluster().with(|cluster| {
         let spec = &mut cluster.spec;
         spec.image = Some("mine:2".to_owned());
@@ -78,14 +94,14 @@ fn what_the_spec_says_about_pods_is_passed_on() {
         spec.scheduling
             .node_selector
             .insert("disk".to_owned(), "fast".to_owned());
-        spec.resources = Some(ResourceRequirements::default());
+        spec.resources = Some(resources.clone());
     });
     let set = statefulset::stateful_set(&special.target(), LOG_ID, NodeId(0), "image:1");
     let pod = set.spec.and_then(|spec| spec.template.spec).unwrap();
     assert_eq!(pod.node_selector.unwrap()["disk"], "fast");
     let container = &pod.containers[0];
     assert_eq!(container.image.as_deref(), Some("mine:2"));
-    assert_eq!(container.resources, Some(ResourceRequirements::default()));
+    assert_eq!(container.resources, Some(resources));
     let environment = statefulset::environment(&special.target(), LOG_ID, NodeId(0));
     assert_eq!(environment["KVCLUSTER_READS"], "Log");
     assert_eq!(environment["KVCLUSTER_UNFLUSHED_BYTES_MAX"], "68719476736");

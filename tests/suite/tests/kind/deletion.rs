@@ -9,7 +9,9 @@ use kvcluster_suite::lab::{CLUSTER, Lab, NAMESPACE, SCHEMA_PREFIX};
 use kvcluster_suite::poll;
 use serde_json::{Value, json};
 
-use crate::support::{Own, READY_LIMIT, SERVICES, lab, scale, schema_and_role, topic_tool, topics};
+use crate::support::{
+    Own, READY_LIMIT, SERVICES, lab, now_seconds, scale, schema_and_role, topic_tool, topics,
+};
 
 /// Longest time for a deletion with everything there: pods stop, topics go and are seen gone twice, schemas go.
 const DELETION_LIMIT: Duration = Duration::from_mins(2);
@@ -93,14 +95,16 @@ fn delete_takes_exactly_its_own() -> Result<()> {
     expect_nothing_left(&lab, &own, "two")
 }
 
+/// In a run one of the two is away, in turn; in a long run both, one after the other.
 #[test]
-fn delete_waits_for_kafka() -> Result<()> {
-    delete_without("kafka")
-}
-
-#[test]
-fn delete_waits_for_postgres() -> Result<()> {
-    delete_without("postgres")
+fn delete_waits_for_what_is_away() -> Result<()> {
+    let services = ["kafka", "postgres"];
+    if std::env::var_os("KVCLUSTER_LONG").is_some() {
+        return services.into_iter().try_for_each(delete_without);
+    }
+    let turn = usize::try_from(now_seconds()?)? % services.len();
+    println!("deletion: {} is away", services[turn]);
+    delete_without(services[turn])
 }
 
 fn delete_without(service: &str) -> Result<()> {
