@@ -14,6 +14,9 @@ use super::api::ApiServer;
 /// An image that cannot be pulled.
 pub(super) const BAD_IMAGE: &str = "registry.invalid/none";
 
+/// A label that no Kubernetes node has.
+pub(super) const NOWHERE: &str = "nowhere";
+
 /// One step of everything; whether something changed.
 pub(super) fn tick(api: &ApiServer) -> bool {
     let mut changed = false;
@@ -77,6 +80,12 @@ fn start(set: &StatefulSet, name: String, revision: String) -> Pod {
     labels.insert("controller-revision-hash".to_owned(), revision);
     let spec = template.spec.expect("a template has a spec");
     let image = spec.containers[0].image.clone().unwrap_or_default();
+    let selector = spec.node_selector.clone().unwrap_or_default();
+    let status = if selector.contains_key(NOWHERE) {
+        unscheduled()
+    } else {
+        status(image == BAD_IMAGE)
+    };
     Pod {
         metadata: ObjectMeta {
             name: Some(name),
@@ -93,7 +102,7 @@ fn start(set: &StatefulSet, name: String, revision: String) -> Pod {
             ..ObjectMeta::default()
         },
         spec: Some(spec),
-        status: Some(status(image == BAD_IMAGE)),
+        status: Some(status),
     }
 }
 
@@ -119,6 +128,19 @@ fn status(is_bad: bool) -> PodStatus {
         pod_ip: Some("10.0.0.1".to_owned()),
         conditions: Some(vec![ready]),
         container_statuses: Some(vec![container]),
+        ..PodStatus::default()
+    }
+}
+
+fn unscheduled() -> PodStatus {
+    let scheduled = PodCondition {
+        type_: "PodScheduled".to_owned(),
+        status: "False".to_owned(),
+        message: Some("no node has the label".to_owned()),
+        ..PodCondition::default()
+    };
+    PodStatus {
+        conditions: Some(vec![scheduled]),
         ..PodStatus::default()
     }
 }

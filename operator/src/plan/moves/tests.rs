@@ -439,7 +439,7 @@ proptest! {
         let all = members(&mut dice, &ids, zones, instances);
         let some = |dice: &mut Rng| -> Vec<Member> {
             let gone = dice.usize(..4);
-            let first = dice.usize(..gone + 1);
+            let first = dice.usize(..=gone);
             all[first..all.len() - (gone - first)].to_vec()
         };
         let (old, new) = (some(&mut dice), some(&mut dice));
