@@ -26,7 +26,7 @@ use crate::observe::KubernetesTrouble;
 
 mod events;
 #[cfg(test)]
-mod harness;
+pub(crate) mod harness;
 mod hosts;
 mod memory;
 mod pass;

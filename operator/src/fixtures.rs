@@ -11,6 +11,8 @@ use crate::build::topics::TopicSpec;
 use crate::cluster::{ANNOTATION_REPLACE, Target};
 use crate::observe::{RoleView, SchemaView, TopicView};
 
+pub(crate) mod random;
+
 /// The present, in tests.
 pub(crate) fn now() -> Timestamp {
     "2026-01-01T12:00:00Z".parse().expect("a time")

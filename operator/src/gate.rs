@@ -10,6 +10,7 @@ use jiff::{SignedDuration, Timestamp};
 use kvcluster_crds::{NodeId, NodeStatus, SlotAssignment, SlotRole, SlotStatus};
 
 use crate::observe::NodeTrouble;
+use crate::seeded::{self, Bug};
 
 /// Proof that something may be taken away.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -151,7 +152,7 @@ impl<'a> Evidence<'a> {
             .iter()
             .copied()
             .find(|&other| self.leads(other, slot) && self.follows(other))?;
-        let enough = after >= before.min(replication);
+        let enough = after >= before.min(replication) || seeded::on(Bug::ReleasesUnproven);
         (enough && !self.leads(voter, slot)).then(|| {
             self.gate(&format!(
                 "node {leader} leads slot {slot} and {after} voters have all of it{}",

@@ -29,5 +29,6 @@ pub mod quantity;
 pub mod ring;
 pub mod scram;
 pub mod secret_text;
+pub mod seeded;
 pub mod server;
 pub mod status;

@@ -5,10 +5,14 @@
 //! wrong. All of them must end as the undisturbed one, and then write nothing more.
 
 mod api;
-mod crash;
+pub(crate) mod crash;
 mod drain;
 mod faults;
 mod kubelet;
+mod mask;
 mod nodes;
+pub(crate) mod others;
 mod outside;
+mod scenarios;
+mod transitions;
 mod world;

@@ -20,9 +20,9 @@ use crate::cluster::Target;
 use crate::execute::{ExecuteError, kubernetes as write};
 use crate::metrics::Metrics;
 use crate::observe::hosts::hosts;
-use crate::observe::kubernetes::{admin_url, call, node_secrets, objects};
+use crate::observe::kubernetes::{admin_url, call, node_secrets, objects, secrets_around};
 use crate::observe::{
-    self, AdminUrls, Failure, KubernetesTrouble, ObjectsView, PostgresViews, World,
+    self, AdminUrls, Failure, KafkaView, KubernetesTrouble, ObjectsView, PostgresViews, World,
 };
 use crate::outside::Outside;
 use crate::plan::{Plan, Step, plan};
@@ -290,8 +290,11 @@ async fn look(context: &Context, target: &Target, mut remembered: Remembered) ->
     }
     let existing = objects.as_ref().map(ObjectsView::nodes).unwrap_or_default();
     let others = existing.into_iter().chain(remembered.marked.clone());
-    let nodes = observe::nodes_to_ask(target, &kafka, others);
-    let secrets = node_secrets(client, target, &nodes).await;
+    let mut nodes = observe::nodes_to_ask(target, &kafka, others);
+    let secrets = match kafka.as_ref().ok().and_then(KafkaView::published) {
+        Some(published) => secrets_around(client, target, &mut nodes, published.next_node()).await,
+        None => node_secrets(client, target, &nodes).await,
+    };
     let known = secrets.as_ref().cloned().unwrap_or_default();
     let pods = objects
         .as_ref()

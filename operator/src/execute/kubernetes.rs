@@ -20,6 +20,7 @@ use crate::observe::KubernetesTrouble;
 use crate::observe::kubernetes::call;
 use crate::plan::Object;
 use crate::secret_text::SecretText;
+use crate::seeded::{self, Bug};
 
 /// Applies an object of the cluster.
 pub async fn apply(client: &Client, target: &Target, object: &Object) -> Result<(), ExecuteError> {
@@ -56,7 +57,8 @@ where
     let api: Api<K> = Api::namespaced(client.clone(), target.names.namespace());
     if let Some(live) = call(format!("read {title}"), api.get_opt(&name)).await? {
         let owners = live.owner_references();
-        if !owners.iter().any(|owner| owner.uid == target.uid) {
+        let ours = owners.iter().any(|owner| owner.uid == target.uid);
+        if !ours && !seeded::on(Bug::OwnerUnchecked) {
             let owner = owners.first().map_or_else(
                 || "nobody that the operator knows".to_owned(),
                 |owner| format!("{} {} with UID {}", owner.kind, owner.name, owner.uid),
@@ -130,10 +132,12 @@ pub async fn write_status(
     status: &KvClusterStatus,
 ) -> Result<(), ExecuteError> {
     let name = target.names.cluster();
+    let version = cluster.resource_version();
+    let version = version.filter(|_| !seeded::on(Bug::StatusOverwrites));
     let patch = Patch::Apply(json!({
         "apiVersion": KvCluster::api_version(&()),
         "kind": KvCluster::kind(&()),
-        "metadata": { "name": name, "resourceVersion": cluster.resource_version() },
+        "metadata": { "name": name, "resourceVersion": version },
         "status": status,
     }));
     let parameters = PatchParams::apply(FIELD_MANAGER).force();
@@ -196,7 +200,7 @@ pub async fn delete_pod(
 fn exactly(uid: &str) -> DeleteParams {
     DeleteParams {
         preconditions: Some(Preconditions {
-            uid: Some(uid.to_owned()),
+            uid: Some(uid.to_owned()).filter(|_| !seeded::on(Bug::UidUnchecked)),
             resource_version: None,
         }),
         ..DeleteParams::default()
@@ -227,4 +231,4 @@ where
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

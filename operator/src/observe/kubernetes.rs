@@ -19,6 +19,7 @@ use crate::build::secret::ANNOTATION_INSTANCE;
 use crate::clients::postgres::PostgresTrouble;
 use crate::cluster::Target;
 use crate::secret_text::{self, SecretText};
+use crate::seeded::{self, Bug};
 
 /// One request to the API server, its own retries included.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
@@ -152,12 +153,14 @@ pub async fn objects(client: &Client, target: &Target) -> Result<ObjectsView, Ku
         .collect();
     let node_of = |pod: &Pod| pod.labels().get(LABEL_NODE)?.parse().ok().map(NodeId);
     let housed = pods.iter().filter_map(node_of).collect();
-    let pods = pods.into_iter().filter_map(|pod| {
+    let pods = pods.into_iter().zip(0..).filter_map(|(pod, place)| {
         let of_ours = pod
             .owner_references()
             .iter()
             .any(|owner| sets.contains(&owner.uid));
         let node = node_of(&pod)?;
+        let by_place = seeded::on(Bug::OrderAssumed);
+        let node = if by_place { NodeId(place) } else { node };
         of_ours.then(|| (node, view(&pod)))
     });
     Ok(ObjectsView {
@@ -179,7 +182,11 @@ where
         + std::fmt::Debug
         + serde::de::DeserializeOwned,
 {
-    let api: Api<K> = Api::namespaced(client.clone(), target.names.namespace());
+    let api: Api<K> = if seeded::on(Bug::NamespaceUnchecked) {
+        Api::all(client.clone())
+    } else {
+        Api::namespaced(client.clone(), target.names.namespace())
+    };
     let selector = target.names.selector();
     let labels: Vec<String> = selector
         .iter()
@@ -287,6 +294,34 @@ pub async fn node_secrets(
         {
             let uid = secret.uid().unwrap_or_default();
             secrets.insert(node, NodeSecret { instance, url, uid });
+        }
+    }
+    Ok(secrets)
+}
+
+/// Reads the Secrets of `nodes`, and of those next to the end of the ids that were given out, `end`, as far as there are any: of
+/// nodes that were prepared and never became members nothing else may tell. Adds those that were looked for to `nodes`.
+pub async fn secrets_around(
+    client: &Client,
+    target: &Target,
+    nodes: &mut BTreeSet<NodeId>,
+    end: NodeId,
+) -> Result<BTreeMap<NodeId, NodeSecret>, KubernetesTrouble> {
+    let mut secrets = node_secrets(client, target, nodes).await?;
+    let up = (end.get()..).map(NodeId);
+    let down = (0..end.get()).rev().map(NodeId);
+    let sides: [Box<dyn Iterator<Item = NodeId> + Send>; 2] = [Box::new(up), Box::new(down)];
+    for side in sides {
+        for node in side {
+            if nodes.insert(node) {
+                let found = node_secrets(client, target, &BTreeSet::from([node])).await?;
+                secrets.extend(found);
+            } else if node < end {
+                break;
+            }
+            if !secrets.contains_key(&node) {
+                break;
+            }
         }
     }
     Ok(secrets)

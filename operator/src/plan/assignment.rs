@@ -182,7 +182,7 @@ fn onwards(
         leaderships: leaderships(now, &wanted.slots),
         ..Outlook::default()
     };
-    if members.entries != published.nodes {
+    if members.entries != published.nodes || members.given_out > published.next_node() {
         let step = Step::Publish(next(now.to_vec()), Vec::new());
         outlook.membership.steps.push(step);
         return outlook;
@@ -204,7 +204,8 @@ fn next_node(published: &Assignment, members: &Members) -> NodeId {
         .entries
         .iter()
         .map(|entry| NodeId(entry.id.get() + 1));
-    after.max().unwrap_or_default().max(published.next_node())
+    let after = after.max().unwrap_or_default().max(members.given_out);
+    after.max(published.next_node())
 }
 
 /// Slots that have the voters that are wanted and another preferred leader.

@@ -11,6 +11,7 @@ use super::{Finding, Plan, RoleStep, Stage, Step, Truth, Verdict};
 use crate::clients::postgres::PostgresTrouble;
 use crate::cluster::Target;
 use crate::observe::{PostgresView, World};
+use crate::seeded::{self, Bug};
 
 /// Passes in a row that must see no topic.
 const ABSENT_PASSES: u32 = 2;
@@ -63,7 +64,8 @@ fn left_behind(left: &[String]) -> Verdict {
 
 /// The next step, and what is known to be out of reach.
 fn work(target: &Target, world: &World) -> (Stage, Vec<String>) {
-    if target.spec.deletion_policy == DeletionPolicy::Retain {
+    let retain = target.spec.deletion_policy == DeletionPolicy::Retain;
+    if retain && !seeded::on(Bug::FinalizerMeansDelete) || seeded::on(Bug::FinalizerFirst) {
         return (one(Step::RemoveFinalizer { left: Vec::new() }), Vec::new());
     }
     let stages: [(Stage, Vec<String>); 3] =
@@ -96,6 +98,7 @@ fn is_over(target: &Target, world: &World) -> bool {
     target
         .deleting_since
         .is_some_and(|since| world.now.duration_since(since) >= limit)
+        && !seeded::on(Bug::FinalizerNever)
 }
 
 fn objects_left(world: &World) -> Vec<String> {

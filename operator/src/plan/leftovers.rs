@@ -1,5 +1,7 @@
 //! What nodes leave behind that are members no more: their StatefulSet goes first, then the Secret, then schema and role.
 //!
+//! A node that was prepared and called off before it was published counts as one that was given out and left, once that is published.
+//!
 //! Whatever carries this cluster's mark and belongs to a node id that was given out and is not a member is left over, whoever left it
 //! there and whenever: ids never come back. Nothing is judged without the published assignment, and no schema goes before the pod
 //! that writes to it.
@@ -12,12 +14,15 @@ use super::{RoleStep, Stage, Step};
 use crate::cluster::Target;
 use crate::observe::World;
 use crate::observe::kubernetes::node_of_set;
+use crate::seeded::{self, Bug};
 
 pub(super) fn stage(target: &Target, world: &World) -> Stage {
     let Some(published) = super::assignment::newest(world) else {
         return Stage::default();
     };
-    let gone = |node: NodeId| is_gone(published, node);
+    let by_number =
+        |node: NodeId| seeded::on(Bug::SweepsByNumber) && node.get() as usize >= target.nodes;
+    let gone = |node: NodeId| is_gone(published, node) || by_number(node);
     let mut stage = stateful_sets(world, gone);
     let running = running(world);
     if let Some(node) = running.iter().copied().find(|&node| gone(node)) {
@@ -86,7 +91,7 @@ fn running(world: &World) -> BTreeSet<NodeId> {
 }
 
 /// Schemas and roles that are marked as one of this cluster's nodes'.
-fn marked(target: &Target, world: &World) -> Vec<(NodeId, RoleStep)> {
+pub(super) fn marked(target: &Target, world: &World) -> Vec<(NodeId, RoleStep)> {
     let views = world.postgres.iter();
     let views = views.filter_map(|(instance, view)| Some((instance, view.as_ref().ok()?)));
     let steps = views.flat_map(|(instance, view)| super::delete::drops(target, instance, view));

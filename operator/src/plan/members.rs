@@ -14,6 +14,7 @@ use super::Finding;
 use crate::cluster::Target;
 use crate::gate::Evidence;
 use crate::observe::World;
+use crate::seeded::{self, Bug};
 
 /// The members as they should be published.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -22,6 +23,8 @@ pub(super) struct Members {
     pub(super) entries: Vec<NodeEntry>,
     /// Members whose mark was taken off.
     pub(super) reprieved: Vec<NodeId>,
+    /// All ids below this one count as given out.
+    pub(super) given_out: NodeId,
     /// What stands against the replacement that is asked for.
     pub(super) refused: Option<Finding>,
 }
@@ -42,10 +45,14 @@ impl Members {
     pub(super) fn published(published: &Assignment) -> Self {
         Self {
             entries: published.nodes.clone(),
+            given_out: published.next_node(),
             ..Self::default()
         }
     }
 }
+
+/// More nodes than this are never prepared at a time: the CRD allows no more.
+const PREPARED_MAX: u32 = 100;
 
 /// Ids that the plan may be about: the members, and those that will join as things stand. Known before anything but the
 /// assignment was looked at.
@@ -74,6 +81,7 @@ pub(super) fn wanted(target: &Target, world: &World) -> Members {
         };
     };
     let mut members = Members::published(published);
+    members.given_out = given_out(target, world, published);
     let evidence = Evidence::new(published.version, &world.nodes);
     let replaced = match replaced(target, published) {
         Ok(None) => None,
@@ -97,11 +105,31 @@ pub(super) fn wanted(target: &Target, world: &World) -> Members {
         entry.leaving |= Some(entry.id) == replaced;
     }
     dismiss(target, published, &evidence, &mut members);
-    let empty = |node: NodeId| published.slots.iter().all(|slot| !slot.has_replica(node));
+    let empty = |node: NodeId| {
+        let mut slots = published.slots.iter();
+        slots.all(|slot| !slot.has_replica(node)) || seeded::on(Bug::LeavesBeforeEmpty)
+    };
     members
         .entries
         .retain(|entry| !(entry.leaving && empty(entry.id)));
     members
+}
+
+/// The ids of nodes that were prepared and are not wanted any more count as given out: what was made for them may then be removed,
+/// since they never become members, whatever an operator that was stopped in the middle of its work still does.
+fn given_out(target: &Target, world: &World, published: &Assignment) -> NodeId {
+    let wanted = prospective(target, Some(published));
+    let next = published.next_node();
+    let end = NodeId(next.get().saturating_add(PREPARED_MAX));
+    let secrets = world
+        .secrets
+        .iter()
+        .flat_map(|secrets| secrets.keys().copied());
+    let roles = super::leftovers::marked(target, world).into_iter();
+    let prepared = secrets.chain(roles.map(|(node, _)| node));
+    let left = prepared.filter(|node| (next..end).contains(node) && !wanted.contains(node));
+    let left = left.max().filter(|_| !seeded::on(Bug::PreparedStays));
+    left.map_or(next, |node| NodeId(node.get() + 1))
 }
 
 fn entry(target: &Target, world: &World, id: NodeId) -> NodeEntry {

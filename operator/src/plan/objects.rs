@@ -22,6 +22,7 @@ use crate::build;
 use crate::cluster::Target;
 use crate::observe::World;
 use crate::quantity;
+use crate::seeded::{self, Bug};
 
 /// Annotation: hash of the object as it was applied.
 pub const ANNOTATION_APPLIED: &str = "kvcluster.dev/applied";
@@ -61,7 +62,13 @@ pub(super) fn stage(target: &Target, world: &World, nodes: &[NodeId], node_image
         let live = objects.services.get(&service.name_any());
         steps.extend(apply(service, live, Object::Service));
     }
-    let budget = build::pdb::budget(target);
+    let mut budget = build::pdb::budget(target);
+    if seeded::on(Bug::BudgetFollowsPods) {
+        let ready = objects.pods.values().filter(|pod| pod.ready).count();
+        budget
+            .annotations_mut()
+            .insert("ready".to_owned(), ready.to_string());
+    }
     let live = objects.budgets.get(&budget.name_any());
     steps.extend(apply(budget, live, Object::Budget));
     // Planned once the log id stands: nodes are started with it.
@@ -89,8 +96,12 @@ where
 {
     let hash = mark(&mut wanted);
     let applied = live.and_then(|live| live.annotations().get(ANNOTATION_APPLIED));
-    let same =
-        applied == Some(&hash) && live.is_some_and(|live| is_part(&json(&wanted), &json(live)));
+    let is_as_wanted = |live: &K| {
+        let (wanted, live) = (json(&wanted), json(live));
+        is_part(&wanted, &live) && (wanted == live || !seeded::on(Bug::DefaultsAreChanges))
+    };
+    let same = (applied == Some(&hash) || seeded::on(Bug::DroppedFieldsStay))
+        && live.is_some_and(is_as_wanted);
     (!same).then(|| Step::Apply(object(Box::new(wanted))))
 }
 

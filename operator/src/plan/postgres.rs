@@ -8,6 +8,7 @@ use crate::clients::postgres::PostgresTrouble;
 use crate::cluster::Target;
 use crate::observe::{Login, NodeSecret, PostgresView, World};
 use crate::secret_text;
+use crate::seeded::{self, Bug};
 
 pub(super) fn stage(target: &Target, world: &World, nodes: &[NodeId]) -> Stage {
     let secrets = match &world.secrets {
@@ -16,6 +17,7 @@ pub(super) fn stage(target: &Target, world: &World, nodes: &[NodeId]) -> Stage {
     };
     let mut stage = Stage::default();
     let mut roles = Vec::new();
+    let is_later = super::assignment::newest(world).is_some();
     for &node in nodes {
         let secret = secrets.get(&node);
         let instance = instance(target, world, node);
@@ -39,6 +41,7 @@ pub(super) fn stage(target: &Target, world: &World, nodes: &[NodeId]) -> Stage {
             };
         }
         match place(target, node, &instance, view, secret) {
+            Place::Write(_) if is_later && seeded::on(Bug::SecretsAtFirstOnly) => {}
             Place::Write(step) => stage.steps.push(step),
             Place::Stands(Some(step)) => roles.push(step),
             Place::Stands(None) => {}
@@ -164,5 +167,5 @@ fn stands(target: &Target, node: NodeId, view: &PostgresView) -> bool {
         && role.is_some_and(|role| {
             role.may_log_in && !role.elevated && role.search_path.as_ref() == Some(&name)
         })
-        && view.logins.get(&node) == Some(&Login::Works)
+        && (view.logins.get(&node) == Some(&Login::Works) || seeded::on(Bug::LoginUntested))
 }

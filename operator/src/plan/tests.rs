@@ -1,12 +1,15 @@
 //! Plans against a model of the world that lives in memory: steps are executed on it, and it is looked at again.
 
-mod create;
-mod delete;
+pub(crate) mod create;
+pub(crate) mod delete;
+pub(crate) mod doubt;
 mod drain;
+mod fields;
 mod model;
 mod nodes;
+mod random;
 mod refuse;
-mod restart;
-mod scale;
-mod serving;
+pub(crate) mod restart;
+pub(crate) mod scale;
+pub(crate) mod serving;
 mod trim;

@@ -5,6 +5,7 @@ use crate::build::topics::{TopicSpec, topics};
 use crate::clients::kafka::KafkaTrouble;
 use crate::cluster::Target;
 use crate::observe::{KafkaView, TopicView, World};
+use crate::seeded::{self, Bug};
 
 pub(super) fn stage(target: &Target, world: &World) -> Stage {
     let view = match &world.kafka {
@@ -12,6 +13,12 @@ pub(super) fn stage(target: &Target, world: &World) -> Stage {
         Err(trouble) => return Stage::refuse(reason(trouble), trouble),
     };
     if let Some(finding) = stranger(target, view) {
+        return Stage {
+            steps: Vec::new(),
+            refused: Some(finding),
+        };
+    }
+    if let Some(finding) = lost(target, view) {
         return Stage {
             steps: Vec::new(),
             refused: Some(finding),
@@ -56,7 +63,7 @@ fn stranger(target: &Target, view: &KafkaView) -> Option<Finding> {
         let message = format!("topic {topic} cannot be read: {error}");
         return Some(Finding::new("AssignmentUnreadable", message));
     }
-    if view.assignment.newest.is_some() {
+    if view.assignment.newest.is_some() || was_published(target, view) {
         return None;
     }
     if let Some(uid) = &view.assignment.stranger {
@@ -78,6 +85,32 @@ fn stranger(target: &Target, view: &KafkaView) -> Option<Finding> {
         used.0
     );
     Some(Finding::new(REASON, message))
+}
+
+/// Whether this cluster published its nodes and nobody else wrote there since.
+fn was_published(target: &Target, view: &KafkaView) -> bool {
+    let here = view.assignment.newest.is_some() || target.status.assignment_version.is_some();
+    here && view.assignment.stranger.is_none()
+}
+
+/// A topic that was written to and is gone is not made anew: an empty log must not be taken for the truth.
+fn lost(target: &Target, view: &KafkaView) -> Option<Finding> {
+    if !was_published(target, view) || seeded::on(Bug::LostLogMadeAnew) {
+        return None;
+    }
+    let (log, table) = (target.names.log_topic(), target.names.assignment_topic());
+    let topic = if !view.topics.contains_key(&log) {
+        log
+    } else if view.assignment.newest.is_none() {
+        table
+    } else {
+        return None;
+    };
+    let message = format!(
+        "topic {topic} was written to and is gone or empty; it is not made anew, since an empty one says that nothing was ever \
+         written: bring it back, or delete this KvCluster with its topics and schemas and make another one"
+    );
+    Some(Finding::new("TopicLost", message))
 }
 
 fn too_few_brokers(wanted: &TopicSpec, brokers: usize) -> Option<Finding> {

@@ -12,6 +12,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::faults::{Fault, Faults};
+use super::mask::mask;
 use crate::fixtures::now;
 
 /// Plural, namespace and name of an object.
@@ -36,6 +37,10 @@ struct State {
     made: BTreeMap<String, usize>,
     /// What reads see instead.
     stale: Option<BTreeMap<Key, Value>>,
+    /// Writes of this kind are answered with this code.
+    refused: Option<(String, u16)>,
+    /// Whether lists come in the other order.
+    reversed: bool,
 }
 
 /// A write on its way.
@@ -108,6 +113,7 @@ impl ApiServer {
         match fault {
             Some(Fault::KilledBefore | Fault::KilledAfter | Fault::Late) => self.faults.die().await,
             Some(Fault::Refused | Fault::AnswerLost) => response(Err((504, "Timeout"))),
+            Some(Fault::Conflict) => response(Err((409, "Conflict"))),
             None => response(answer),
         }
     }
@@ -124,6 +130,16 @@ impl ApiServer {
     pub(super) fn be_stale(&self, then: Option<&Self>) {
         let then = then.map(|then| then.lock().objects.clone());
         self.lock().stale = then;
+    }
+
+    /// Objects of this kind cannot be written any more, until that is taken back: a quota, a lost right, an admission rule.
+    pub(super) fn refuse(&self, plural: &str, code: Option<u16>) {
+        self.lock().refused = code.map(|code| (plural.to_owned(), code));
+    }
+
+    /// Lists come in the other order from now on.
+    pub(super) fn reverse_lists(&self) {
+        self.lock().reversed = true;
     }
 
     /// Another server with the same content, for another operator.
@@ -192,49 +208,23 @@ impl ApiServer {
     /// Everything, without what differs from run to run.
     pub(super) fn everything(&self) -> BTreeMap<String, Value> {
         let state = self.lock();
-        let masked = state.objects.iter().map(|((plural, _, name), object)| {
-            let mut object = object.clone();
-            mask(&mut object);
-            (format!("{plural}/{name}"), object)
-        });
+        let masked = state
+            .objects
+            .iter()
+            .map(|((plural, namespace, name), object)| {
+                let mut object = object.clone();
+                mask(&mut object);
+                let place = match namespace.as_str() {
+                    "shop" => String::new(),
+                    other => format!("@{other}"),
+                };
+                (format!("{plural}/{name}{place}"), object)
+            });
         masked.collect()
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// UIDs, versions and times, what is random, and the hashes over it.
-fn mask(value: &mut Value) {
-    const MASKED: [&str; 13] = [
-        "uid",
-        "resourceVersion",
-        "creationTimestamp",
-        "deletionTimestamp",
-        "lastTransitionTime",
-        "generation",
-        "observedGeneration",
-        "kvcluster.dev/applied",
-        "controller-revision-hash",
-        "updateRevision",
-        "logId",
-        "data",
-        "podIP",
-    ];
-    match value {
-        Value::Object(fields) => {
-            let is_log_id = fields.get("name") == Some(&json!("KVCLUSTER_LOG_ID"));
-            for (name, field) in fields.iter_mut() {
-                if MASKED.contains(&name.as_str()) || is_log_id && name == "value" {
-                    *field = Value::Null;
-                } else {
-                    mask(field);
-                }
-            }
-        }
-        Value::Array(list) => list.iter_mut().for_each(mask),
-        _ => {}
     }
 }
 
@@ -303,7 +293,7 @@ impl State {
                 .iter()
                 .all(|(name, value)| object["metadata"]["labels"][name] == json!(value))
         };
-        let items: Vec<&Value> = objects
+        let mut items: Vec<&Value> = objects
             .iter()
             .filter(|((plural, namespace, _), object)| {
                 *plural == place.plural
@@ -312,6 +302,9 @@ impl State {
             })
             .map(|(_, object)| object)
             .collect();
+        if self.reversed {
+            items.reverse();
+        }
         Ok(json!({ "kind": "List", "apiVersion": "v1",
                    "metadata": { "resourceVersion": self.version.to_string() }, "items": items }))
     }
@@ -323,6 +316,11 @@ impl State {
             content,
             body,
         } = written;
+        if let Some((plural, code)) = &self.refused
+            && *plural == place.plural
+        {
+            return Err((*code, "Refused"));
+        }
         match *method {
             Method::PATCH if content.contains("apply") => self.apply(place, body),
             Method::PATCH => self.merge(place, body),

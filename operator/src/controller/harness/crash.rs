@@ -1,15 +1,16 @@
 //! Every write of every scenario goes wrong, in every way, once.
 
+use std::collections::BTreeSet;
+use std::sync::Mutex;
 use std::time::SystemTime;
 
-use kvcluster_crds::v1alpha1::KvCluster;
+use serde_json::Value;
 
 use super::faults::{ALL, Fault};
-use super::kubelet::BAD_IMAGE;
+use super::scenarios::{SCENARIOS, Scenario};
 use super::world::{End, World};
-use crate::cluster::ANNOTATION_REPLACE;
 use crate::controller::pass::Outcome;
-use crate::fixtures::{ClusterBuilder, cluster};
+use crate::fixtures::cluster;
 
 /// Passes at the end that must write nothing.
 const FURTHER_PASSES: usize = 20;
@@ -17,128 +18,6 @@ const FURTHER_PASSES: usize = 20;
 const VIEWS_BACK: [usize; 4] = [1, 3, 8, 20];
 /// Parts of the runs, of which each run of the tests makes one.
 const SHARES: usize = 5;
-
-/// What happens to a cluster.
-struct Scenario {
-    name: &'static str,
-    /// The cluster that is there, at rest, before; none: it is just being applied.
-    before: Option<fn() -> ClusterBuilder>,
-    /// The change.
-    change: fn(&World),
-    /// How it ends.
-    outcome: Outcome,
-}
-
-fn small() -> ClusterBuilder {
-    cluster()
-}
-
-fn with_policy() -> ClusterBuilder {
-    cluster().delete_policy()
-}
-
-fn five() -> ClusterBuilder {
-    cluster().nodes(5)
-}
-
-fn with_policy_and_five() -> ClusterBuilder {
-    with_policy().nodes(5)
-}
-
-fn nodes(count: i32) -> impl FnOnce(&mut KvCluster) {
-    move |cluster| cluster.spec.nodes = count
-}
-
-fn broken() -> ClusterBuilder {
-    cluster().with(|cluster| cluster.spec.image = Some(BAD_IMAGE.to_owned()))
-}
-
-fn image(name: &str) -> impl FnOnce(&mut KvCluster) {
-    let name = name.to_owned();
-    move |cluster| cluster.spec.image = Some(name)
-}
-
-const SCENARIOS: [Scenario; 11] = [
-    Scenario {
-        name: "create",
-        before: None,
-        change: |_| {},
-        outcome: Outcome::Ready,
-    },
-    Scenario {
-        name: "upgrade",
-        before: Some(small),
-        change: |world| world.edit(image("image:2")),
-        outcome: Outcome::Ready,
-    },
-    Scenario {
-        name: "change of configuration",
-        before: Some(small),
-        change: |world| {
-            world.edit(|cluster| {
-                cluster.spec.limits.cache_mebibytes = 32;
-                cluster.spec.kafka.min_in_sync_replicas = 1;
-            });
-        },
-        outcome: Outcome::Ready,
-    },
-    Scenario {
-        name: "bad image",
-        before: Some(small),
-        change: |world| world.edit(image(BAD_IMAGE)),
-        outcome: Outcome::Waiting,
-    },
-    Scenario {
-        name: "bad image put right",
-        before: Some(broken),
-        change: |world| world.edit(image("image:2")),
-        outcome: Outcome::Ready,
-    },
-    Scenario {
-        name: "schema dropped",
-        before: Some(small),
-        change: |world| world.outside.drop_schema(kvcluster_crds::NodeId(1)),
-        outcome: Outcome::Ready,
-    },
-    Scenario {
-        name: "scale out",
-        before: Some(small),
-        change: |world| world.edit(nodes(5)),
-        outcome: Outcome::Ready,
-    },
-    Scenario {
-        name: "scale in",
-        before: Some(five),
-        change: |world| world.edit(nodes(3)),
-        outcome: Outcome::Ready,
-    },
-    Scenario {
-        name: "replace a node",
-        before: Some(small),
-        change: |world| {
-            world.edit(|cluster| {
-                let marks = cluster.metadata.annotations.get_or_insert_default();
-                marks.insert(ANNOTATION_REPLACE.to_owned(), "1".to_owned());
-            });
-        },
-        outcome: Outcome::Ready,
-    },
-    Scenario {
-        name: "delete in the middle of a change",
-        before: Some(with_policy_and_five),
-        change: |world| {
-            world.edit(nodes(3));
-            world.delete();
-        },
-        outcome: Outcome::Gone,
-    },
-    Scenario {
-        name: "delete",
-        before: Some(with_policy),
-        change: World::delete,
-        outcome: Outcome::Gone,
-    },
-];
 
 /// A run without any disturbance: where it ends, what it wrote, and the world before each of its rounds, with how much was
 /// written by then.
@@ -160,6 +39,11 @@ impl Scenario {
             world.faults.reset();
         }
         (self.change)(&world);
+        if let Some((until, change)) = self.half_way {
+            world.settle_until(until).await?;
+            change(&world);
+            world.faults.reset();
+        }
         let mut rounds = Vec::new();
         let look = |_, world: &World| rounds.push((world.faults.writes().len(), world.fork()));
         let outcome = world.settle_with(look).await?;
@@ -293,11 +177,9 @@ impl Share {
 fn difference(wanted: &End, end: &End) -> String {
     let mut words = Vec::new();
     for (name, object) in &wanted.objects {
-        if end.objects.get(name) != Some(object) {
-            words.push(format!(
-                "{name} is {:?}, not {object}",
-                end.objects.get(name)
-            ));
+        match end.objects.get(name) {
+            None => words.push(format!("{name} is not there")),
+            Some(ended) => fields(name, object, ended, &mut words),
         }
     }
     for name in end.objects.keys() {
@@ -320,9 +202,46 @@ fn difference(wanted: &End, end: &End) -> String {
     words.join("; ")
 }
 
-async fn check(name: &str) {
+/// Says which fields differ.
+fn fields(place: &str, wanted: &Value, ended: &Value, words: &mut Vec<String>) {
+    match (wanted, ended) {
+        _ if wanted == ended => {}
+        (Value::Object(wanted), Value::Object(ended)) => {
+            let names: BTreeSet<&String> = wanted.keys().chain(ended.keys()).collect();
+            for name in names {
+                let (wanted, ended) = (wanted.get(name), ended.get(name));
+                let (none, place) = (&Value::Null, format!("{place}.{name}"));
+                fields(&place, wanted.unwrap_or(none), ended.unwrap_or(none), words);
+            }
+        }
+        _ => words.push(format!("{place} is {ended}, not {wanted}")),
+    }
+}
+
+/// Runs of all scenarios so far, and the scenarios.
+static TOTAL: Mutex<(usize, usize)> = Mutex::new((0, 0));
+/// Runs that the scenarios come to, at least.
+const RUNS_MIN: usize = 1_500;
+
+/// Counts what a scenario did. The last one says what all came to.
+fn count(runs: usize) {
+    let mut total = TOTAL.lock().expect("nobody panics with it");
+    *total = (total.0 + runs, total.1 + 1);
+    if total.1 == SCENARIOS.len() {
+        println!("{} disturbed runs of {} scenarios", total.0, total.1);
+        let share = if Share::of_this_run().0.is_none() {
+            1
+        } else {
+            SHARES
+        };
+        assert!(total.0 * share >= RUNS_MIN, "only {} runs", total.0);
+    }
+}
+
+pub(super) async fn check(name: &str) {
     let scenario = SCENARIOS.iter().find(|scenario| scenario.name == name);
     let (runs, failures) = scenario.expect("a scenario").run_all().await;
+    count(runs);
     assert!(
         failures.is_empty(),
         "{} of {runs} runs of {name} end otherwise:\n{}",
@@ -336,7 +255,7 @@ macro_rules! scenarios {
     ($($test:ident: $name:literal,)*) => {
         $(
             #[tokio::test(start_paused = true)]
-            async fn $test() {
+            pub(crate) async fn $test() {
                 check($name).await;
             }
         )*
@@ -361,4 +280,14 @@ scenarios! {
     a_disturbed_scale_in_ends_the_same: "scale in",
     a_disturbed_replacement_ends_the_same: "replace a node",
     a_disturbed_deletion_during_a_change_ends_the_same: "delete in the middle of a change",
+    a_disturbed_deletion_during_the_creation_ends_the_same: "delete in the middle of the creation",
+    a_disturbed_repair_of_what_no_kubernetes_node_takes_ends_the_same: "unschedulable put right",
+    a_disturbed_rebuild_of_two_of_three_ends_the_same: "two of three schemas dropped",
+    a_disturbed_move_of_the_database_ends_the_same: "another address of PostgreSQL",
+    a_disturbed_call_off_of_unpublished_nodes_ends_the_same: "scale out called off unpublished",
+    a_disturbed_call_off_of_a_lone_secret_ends_the_same: "scale out called off at once",
+    a_disturbed_call_off_of_a_scale_out_ends_the_same: "scale out called off",
+    a_disturbed_call_off_of_a_scale_in_ends_the_same: "scale in called off",
+    a_disturbed_upgrade_that_is_taken_back_ends_the_same: "upgrade taken back",
+    a_disturbed_upgrade_after_a_pause_ends_the_same: "upgrade after a pause",
 }

@@ -13,16 +13,19 @@ pub(super) enum Fault {
     KilledAfter,
     /// It is refused, by a server that is in trouble.
     Refused,
+    /// It is refused, since somebody else wrote at the same time.
+    Conflict,
     /// It takes effect, and the answer is an error.
     AnswerLost,
     /// The operator is stopped in the middle of sending it; another one takes over and comes to rest; then it arrives.
     Late,
 }
 
-pub(super) const ALL: [Fault; 5] = [
+pub(super) const ALL: [Fault; 6] = [
     Fault::KilledBefore,
     Fault::KilledAfter,
     Fault::Refused,
+    Fault::Conflict,
     Fault::AnswerLost,
     Fault::Late,
 ];

@@ -17,6 +17,9 @@ use super::api::ApiServer;
 /// An image that cannot be pulled.
 pub(super) const BAD_IMAGE: &str = "registry.invalid/none";
 
+/// A label that no Kubernetes node has.
+pub(super) const NOWHERE: &str = "nowhere";
+
 /// One step of everything; whether something changed.
 pub(super) fn tick(api: &ApiServer) -> bool {
     let mut changed = false;
@@ -81,6 +84,12 @@ fn start(set: &StatefulSet, name: String, revision: String) -> Pod {
     labels.insert("controller-revision-hash".to_owned(), revision);
     let spec = template.spec.expect("a template has a spec");
     let image = spec.containers[0].image.clone().unwrap_or_default();
+    let selector = spec.node_selector.clone().unwrap_or_default();
+    let status = if selector.contains_key(NOWHERE) {
+        unscheduled()
+    } else {
+        status(image == BAD_IMAGE)
+    };
     Pod {
         metadata: ObjectMeta {
             name: Some(name),
@@ -97,7 +106,7 @@ fn start(set: &StatefulSet, name: String, revision: String) -> Pod {
             ..ObjectMeta::default()
         },
         spec: Some(spec),
-        status: Some(status(image == BAD_IMAGE)),
+        status: Some(status),
     }
 }
 

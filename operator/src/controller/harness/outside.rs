@@ -104,6 +104,12 @@ impl World {
         (named, leads.count())
     }
 
+    /// The newest assignment.
+    pub(super) fn published(&self) -> Option<Assignment> {
+        let state = self.lock();
+        state.published.as_ref().map(|(_, table)| table.clone())
+    }
+
     /// What must hold at any time: nothing that was ever written is lost.
     pub(super) fn check(&self) -> Result<(), String> {
         let state = self.lock();
@@ -181,14 +187,20 @@ impl World {
         running.filter_map(of).collect()
     }
 
-    fn kafka_view(&self) -> KafkaView {
+    fn kafka_view(&self, target: &Target) -> KafkaView {
         let state = self.lock();
+        let published = state.published.as_ref();
+        let (ours, others) = match published {
+            Some((_, table)) if table.cluster_uid == target.uid => (published, None),
+            _ => (None, published),
+        };
         KafkaView {
             brokers: 3,
             topics: state.topics.clone(),
             assignment: AssignmentView {
-                newest: state.published.clone(),
+                newest: ours.cloned(),
                 counted: state.counted.clone(),
+                stranger: others.map(|(_, table)| table.cluster_uid.clone()),
                 ..AssignmentView::default()
             },
         }
@@ -250,7 +262,7 @@ impl World {
         }
         match fault {
             Some(Fault::KilledBefore | Fault::KilledAfter | Fault::Late) => self.faults.die().await,
-            Some(Fault::Refused | Fault::AnswerLost) => Some(Err(trouble(step))),
+            Some(Fault::Refused | Fault::Conflict | Fault::AnswerLost) => Some(Err(trouble(step))),
             None => Some(done),
         }
     }
@@ -386,8 +398,8 @@ pub(super) fn node_of(comment: &str) -> Option<NodeId> {
 }
 
 impl Outside for World {
-    fn kafka<'a>(&'a self, _target: &'a Target) -> BoxFuture<'a, KafkaSeen> {
-        async move { Ok(self.kafka_view()) }.boxed()
+    fn kafka<'a>(&'a self, target: &'a Target) -> BoxFuture<'a, KafkaSeen> {
+        async move { Ok(self.kafka_view(target)) }.boxed()
     }
 
     fn postgres<'a>(

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::ByteString;
-use k8s_openapi::api::core::v1::Secret;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::api::core::v1::{Pod, Secret};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, ObjectMeta};
 use kube::ResourceExt;
 use kube::runtime::events::{Recorder, Reporter};
 use kvcluster_crds::v1alpha1::KvCluster;
@@ -47,19 +47,7 @@ impl World {
         let api = ApiServer::new(&faults);
         let outside = outside::World::new(&api, &faults);
         let url = "postgres://boss:secret@db:5432/app";
-        let admin = Secret {
-            metadata: ObjectMeta {
-                name: Some("admin".to_owned()),
-                namespace: Some("shop".to_owned()),
-                ..ObjectMeta::default()
-            },
-            data: Some(BTreeMap::from([(
-                "url".to_owned(),
-                ByteString(url.as_bytes().to_vec()),
-            )])),
-            ..Secret::default()
-        };
-        api.put("secrets", &admin);
+        api.put("secrets", &admin(url));
         api.put("kvclusters", &cluster.build());
         let context = operator(&api, &outside);
         Self {
@@ -81,6 +69,16 @@ impl World {
             api,
             outside,
             context,
+        }
+    }
+
+    /// Another operator that is at work in this very world.
+    pub(super) fn with_another_operator(&self) -> Self {
+        Self {
+            faults: self.faults.clone(),
+            api: self.api.clone(),
+            outside: self.outside.clone(),
+            context: operator(&self.api, &self.outside),
         }
     }
 
@@ -121,6 +119,11 @@ impl World {
         }
     }
 
+    /// The administrator's URL is another one.
+    pub(super) fn set_admin_url(&self, url: &str) {
+        self.api.put("secrets", &admin(url));
+    }
+
     pub(super) fn cluster(&self) -> Option<KvCluster> {
         self.api.all("kvclusters").into_iter().next()
     }
@@ -159,6 +162,7 @@ impl World {
             let writes = self.faults.writes().len();
             let done = self.pass().await;
             self.outside.check()?;
+            self.check_ready()?;
             let wrote = self.faults.writes().len() > writes;
             let failed = !matches!(done, Some(Ok(_)));
             quiet = if moved || wrote || failed {
@@ -178,12 +182,75 @@ impl World {
         ))
     }
 
+    /// The same until something was written whose words contain `text`.
+    pub(super) async fn settle_until(&mut self, text: &str) -> Result<(), String> {
+        for _ in 0..ROUNDS_MAX {
+            kubelet::tick(&self.api);
+            self.outside.tick();
+            self.pass().await;
+            let writes = self.faults.writes();
+            if writes.iter().any(|write| write.contains(text)) {
+                return Ok(());
+            }
+        }
+        let writes = self.faults.writes();
+        Err(format!("{text:?} was never written: {writes:?}"))
+    }
+
+    /// Nothing is called ready that is not served: as many members as are wanted, and every pod made from what is wanted now.
+    fn check_ready(&self) -> Result<(), String> {
+        let Some(cluster) = self.cluster() else {
+            return Ok(());
+        };
+        let conditions = cluster.status.iter().flat_map(|status| &status.conditions);
+        let mut ready = conditions.filter(|of| of.type_ == "Ready" && of.status == "True");
+        let is_about_now = |of: &Condition| of.observed_generation == cluster.metadata.generation;
+        if cluster.spec.paused || !ready.any(is_about_now) {
+            return Ok(());
+        }
+        let image = cluster.spec.image.as_deref().unwrap_or(IMAGE);
+        let mut pods: Vec<Pod> = self.api.all("pods");
+        pods.retain(|pod| pod.namespace() == cluster.namespace());
+        let runs = |pod: &Pod| {
+            let spec = pod.spec.as_ref();
+            let own = spec.and_then(|spec| spec.containers[0].image.as_deref());
+            own == Some(image)
+        };
+        let nodes = usize::try_from(cluster.spec.nodes).unwrap_or_default();
+        let members = self
+            .outside
+            .published()
+            .map_or(0, |table| table.nodes.len());
+        if members == nodes && pods.len() == nodes && pods.iter().all(runs) {
+            return Ok(());
+        }
+        Err(format!(
+            "ready with {members} members and {} pods: {cluster:#?}",
+            pods.len()
+        ))
+    }
+
     pub(super) fn end(&self) -> End {
         End {
             objects: self.api.everything(),
             outside: self.outside.everything(),
             made: self.api.made(),
         }
+    }
+}
+
+fn admin(url: &str) -> Secret {
+    Secret {
+        metadata: ObjectMeta {
+            name: Some("admin".to_owned()),
+            namespace: Some("shop".to_owned()),
+            ..ObjectMeta::default()
+        },
+        data: Some(BTreeMap::from([(
+            "url".to_owned(),
+            ByteString(url.as_bytes().to_vec()),
+        )])),
+        ..Secret::default()
     }
 }
 

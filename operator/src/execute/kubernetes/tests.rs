@@ -80,7 +80,7 @@ async fn a_missing_object_is_applied_by_one_field_manager() {
 }
 
 #[tokio::test]
-async fn a_pod_is_deleted_by_its_uid_and_gone_is_fine() {
+pub(crate) async fn a_pod_is_deleted_by_its_uid_and_gone_is_fine() {
     let (client, mut server) = fake();
     let target = cluster().target();
     let path = "/api/v1/namespaces/shop/pods/demo-0-0";

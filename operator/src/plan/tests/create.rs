@@ -172,7 +172,7 @@ fn a_setting_that_was_changed_is_put_right_and_others_are_kept() {
 }
 
 #[test]
-fn a_password_that_no_longer_works_is_set_again() {
+pub(crate) fn a_password_that_no_longer_works_is_set_again() {
     let mut model = Model::converged(cluster());
     model.postgres().logins.insert(NodeId(1), Login::Refused);
     model.run();
@@ -231,7 +231,7 @@ fn objects_that_were_changed_by_hand_are_put_right() {
 }
 
 #[test]
-fn what_the_api_server_adds_is_no_difference() {
+pub(crate) fn what_the_api_server_adds_is_no_difference() {
     let mut model = Model::converged(cluster());
     for set in model.objects().stateful_sets.values_mut() {
         let spec = set.spec.get_or_insert_default();
@@ -244,7 +244,7 @@ fn what_the_api_server_adds_is_no_difference() {
 }
 
 #[test]
-fn a_field_that_the_spec_drops_is_dropped_from_the_object() {
+pub(crate) fn a_field_that_the_spec_drops_is_dropped_from_the_object() {
     let mut model = Model::converged(cluster().with(|cluster| {
         let selector = &mut cluster.spec.scheduling.node_selector;
         selector.insert("disk".to_owned(), "fast".to_owned());

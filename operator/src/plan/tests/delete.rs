@@ -48,7 +48,7 @@ fn assert_clean(model: &mut Model) {
 }
 
 #[test]
-fn everything_of_ours_goes_in_order() {
+pub(crate) fn everything_of_ours_goes_in_order() {
     let mut model = doomed(1);
     model.run();
     assert_eq!(model.kinds(), WHOLE);
@@ -151,7 +151,7 @@ fn what_is_not_ours_stays() {
 }
 
 #[test]
-fn with_kafka_away_it_waits_and_then_ends_clean() {
+pub(crate) fn with_kafka_away_it_waits_and_then_ends_clean() {
     let mut model = doomed(120);
     let trouble = KafkaTrouble::Unreachable {
         bootstrap: "kafka".to_owned(),
@@ -201,7 +201,7 @@ fn with_postgres_away_it_waits_and_then_ends_clean() {
 }
 
 #[test]
-fn after_the_time_it_ends_and_names_what_is_left() {
+pub(crate) fn after_the_time_it_ends_and_names_what_is_left() {
     let mut model = doomed(601);
     let trouble = KafkaTrouble::Unreachable {
         bootstrap: "kafka".to_owned(),
@@ -260,7 +260,7 @@ fn topics_must_be_seen_absent_in_two_passes_in_a_row() {
 }
 
 #[test]
-fn retain_leaves_everything_and_does_not_wait() {
+pub(crate) fn retain_leaves_everything_and_does_not_wait() {
     let mut model = doomed(1);
     model.cluster = model
         .cluster

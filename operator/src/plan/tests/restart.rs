@@ -33,7 +33,7 @@ fn restarted(model: &Model) -> Vec<NodeId> {
 }
 
 #[test]
-fn one_node_at_a_time() {
+pub(crate) fn one_node_at_a_time() {
     let mut model = changed();
     for expected in 0..3 {
         model.run();

@@ -55,7 +55,7 @@ fn assert_home(model: &mut Model, nodes: &[u32]) {
 }
 
 #[test]
-fn more_nodes_get_their_share() {
+pub(crate) fn more_nodes_get_their_share() {
     let mut model = Model::converged(cluster());
     scaled(&mut model, 5);
     assert_eq!(model.verdict(condition::READY).0, Truth::False);
@@ -69,7 +69,7 @@ fn more_nodes_get_their_share() {
 }
 
 #[test]
-fn fewer_nodes_are_emptied_first() {
+pub(crate) fn fewer_nodes_are_emptied_first() {
     let mut model = Model::converged(cluster().nodes(5));
     scaled(&mut model, 3);
     model.live();

@@ -79,7 +79,7 @@ fn a_node_with_a_problem() {
 }
 
 #[test]
-fn a_slot_without_a_leader() {
+pub(crate) fn a_slot_without_a_leader() {
     let mut model = Model::converged(cluster());
     for node in 0..3 {
         model.status(node).slots[2].role = SlotRole::Follower;
