@@ -24,6 +24,9 @@ use crate::seeded::{self, Bug};
 /// One request to the API server, its own retries included.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How the problem of a pod begins that no Kubernetes node takes.
+pub const UNSCHEDULED: &str = "not scheduled";
+
 /// Why the API server could not be asked, or said no.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum KubernetesTrouble {
@@ -258,7 +261,7 @@ fn view(pod: &Pod) -> PodView {
         problem: waiting.or_else(|| {
             unscheduled.map(|condition| {
                 format!(
-                    "not scheduled: {}",
+                    "{UNSCHEDULED}: {}",
                     condition.message.clone().unwrap_or_default()
                 )
             })

@@ -16,6 +16,7 @@ use super::{Finding, Stages, assignment};
 use crate::cluster::Target;
 use crate::gate::Evidence;
 use crate::observe::World;
+use crate::observe::kubernetes::UNSCHEDULED;
 
 /// The nodes that stand on such Kubernetes nodes.
 pub(super) fn nodes(world: &World) -> BTreeSet<NodeId> {
@@ -32,7 +33,7 @@ pub(super) fn verdict(
     let hosts: Vec<&str> = world.draining().into_keys().collect();
     let leaving = nodes(world);
     let published = assignment::newest(world).filter(|_| !leaving.is_empty())?;
-    let finding = eviction_waits(target, world, serving)
+    let finding = eviction_waits(target, world, serving, &leaving)
         .or_else(|| no_voter_elsewhere(published, &leaving))
         .or_else(|| leads_still(target, world, stages, published, &leaving))
         .unwrap_or_else(|| {
@@ -54,17 +55,25 @@ pub(super) fn verdict(
     ))
 }
 
-/// Another node is away already, so the budget lets none of these go.
-fn eviction_waits(target: &Target, world: &World, serving: &Serving) -> Option<Finding> {
+/// Another node is away already, so the budget lets none of these go. A pod that does not run may go all the same.
+fn eviction_waits(
+    target: &Target,
+    world: &World,
+    serving: &Serving,
+    leaving: &BTreeSet<NodeId>,
+) -> Option<Finding> {
     let objects = world.objects.as_ref()?.as_ref().ok()?;
     let ready = |node: &NodeId| objects.pods.get(node).is_some_and(|pod| pod.ready);
     let nodes = objects.nodes();
     let away = nodes.iter().copied().find(|node| !ready(node))?;
-    let problem = objects.pods.get(&away).and_then(|pod| pod.problem.as_ref());
-    let why = match problem {
-        Some(problem) => format!("{problem}; uncordon a Kubernetes node, or add one"),
-        None => serving.why(away).to_owned(),
-    };
+    if !leaving.iter().any(ready) {
+        return None;
+    }
+    let problem = objects.pods.get(&away).and_then(|pod| pod.problem.clone());
+    let mut why = problem.unwrap_or_else(|| serving.why(away).to_owned());
+    if why.starts_with(UNSCHEDULED) {
+        why.push_str("; uncordon a Kubernetes node, or add one");
+    }
     Some(Finding::new(
         "EvictionWaits",
         format!(

@@ -3,6 +3,7 @@
 use kvcluster_crds::NodeId;
 use kvcluster_crds::v1alpha1::condition;
 
+use super::faults::{ALL, Fault};
 use super::kubelet;
 use super::world::World;
 use crate::controller::pass::Outcome;
@@ -83,6 +84,38 @@ async fn leadership_is_handed_over_before_the_pod_is_evicted() {
         (0, 0),
         "it gets its share again"
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_disturbed_hand_over_ends_the_same() {
+    let rested = served(&cluster(), 4).await;
+    let cordoned = || {
+        let world = rested.fork();
+        world.faults.reset();
+        world.host("worker-1", true);
+        world
+    };
+    let mut undisturbed = cordoned();
+    assert_eq!(undisturbed.settle().await, Ok(Outcome::Ready));
+    let (end, writes) = (undisturbed.end(), undisturbed.faults.writes());
+    assert!(
+        writes.len() >= 3,
+        "a status before, the assignment, a status after: {writes:?}"
+    );
+    for (at, write) in writes.iter().enumerate() {
+        for fault in ALL {
+            let mut world = cordoned();
+            world.faults.set(at, fault);
+            let mut outcome = world.settle().await;
+            assert!(world.faults.has_struck());
+            if fault == Fault::Late {
+                world.deliver_late();
+                outcome = world.settle().await;
+            }
+            assert_eq!(outcome, Ok(Outcome::Ready), "{fault:?} at {at}");
+            assert_eq!(world.end(), end, "{fault:?} at {at} ({write})");
+        }
+    }
 }
 
 #[tokio::test(start_paused = true)]

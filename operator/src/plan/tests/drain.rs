@@ -161,6 +161,28 @@ fn an_eviction_that_the_budget_holds_up_names_what_it_waits_for() {
     let wanted =
         "node 0 is: not scheduled: 0/3 nodes are available; uncordon a Kubernetes node, or add one";
     assert!(message.ends_with(wanted), "{message}");
+    // Another Kubernetes node is no remedy for a pod that has one.
+    model
+        .objects()
+        .pods
+        .get_mut(&NodeId(0))
+        .expect("a pod")
+        .problem = Some("ErrImagePull: no".to_owned());
+    let (_, message) = draining(&model).expect("it is said");
+    assert!(
+        message.ends_with("node 0 is: ErrImagePull: no"),
+        "{message}"
+    );
+    // A pod that does not run keeps nobody from evicting it.
+    cordon(&mut model, 1, false);
+    let pod = model.objects().pods.get_mut(&NodeId(0)).expect("a pod");
+    pod.host = Some("worker-0".to_owned());
+    cordon(&mut model, 0, true);
+    let reason = draining(&model).map(|(reason, _)| reason);
+    assert!(
+        reason.is_some_and(|reason| reason != "EvictionWaits"),
+        "{reason:?}"
+    );
 }
 
 #[test]
