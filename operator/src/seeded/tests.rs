@@ -41,7 +41,7 @@ noticed_by! {
     OwnerUnchecked: others::an_object_that_was_taken_from_us_is_told_of_and_left_alone,
     LostLogMadeAnew: doubt::a_log_that_is_gone_is_not_made_anew,
     DefaultsAreChanges: create::what_the_api_server_adds_is_no_difference,
-    StatusOverwrites: others::two_operators_at_once_end_as_one,
+    StatusOverwrites: requests::a_status_is_not_written_over_a_change,
     FinalizerMeansDelete: delete::retain_leaves_everything_and_does_not_wait,
     PreparedStays: doubt::what_was_prepared_for_nodes_that_are_called_off_is_removed,
 }

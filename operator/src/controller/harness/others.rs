@@ -47,7 +47,7 @@ fn ready(world: &World) -> (String, String) {
 }
 
 #[tokio::test(start_paused = true)]
-pub(crate) async fn an_old_view_of_a_deleted_cluster_touches_nothing_of_its_successor() {
+async fn an_old_view_of_a_deleted_cluster_touches_nothing_of_its_successor() {
     let mut world = at_rest(3).await;
     world.delete();
     let mut views = Vec::new();
@@ -85,7 +85,7 @@ async fn changes_that_were_taken_back_unseen_cost_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-pub(crate) async fn what_the_api_server_refuses_is_told_and_done_once_it_is_allowed() {
+async fn what_the_api_server_refuses_is_told_and_done_once_it_is_allowed() {
     for code in [403, 422, 429, 500] {
         let mut world = at_rest(3).await;
         world.api.refuse("statefulsets", Some(code));
@@ -126,7 +126,7 @@ pub(crate) async fn the_order_of_lists_does_not_matter() {
 }
 
 #[tokio::test(start_paused = true)]
-pub(crate) async fn what_others_changed_is_put_right_and_nothing_is_made_twice() {
+async fn what_others_changed_is_put_right_and_nothing_is_made_twice() {
     let changes: [fn(&mut StatefulSet); 5] = [
         |set| set.metadata.labels = None,
         |set| {
@@ -241,7 +241,7 @@ pub(crate) async fn the_disruption_budget_is_written_once() {
 }
 
 #[tokio::test(start_paused = true)]
-pub(crate) async fn two_operators_at_once_end_as_one() {
+async fn two_operators_at_once_end_as_one() {
     let mut alone = World::new(&cluster());
     let mut one = alone.fork();
     let mut two = one.with_another_operator();

@@ -17,7 +17,7 @@ use crate::fixtures::random::{Fixed, any_cluster, seed};
 /// Lives of clusters, and changes in each: 300 changes in all.
 const LIVES: u64 = 30;
 const CHANGES: usize = 10;
-/// As many again with `KVCLUSTER_LONG`.
+/// Lives with `KVCLUSTER_LONG`.
 const LIVES_LONG: u64 = 300;
 /// Slots of a cluster at most: each may have to move.
 const SLOTS_MAX: i32 = 6;
@@ -318,7 +318,7 @@ async fn lives(first: u64) {
 }
 
 #[tokio::test(start_paused = true)]
-pub(crate) async fn any_change_ends_as_if_it_had_always_been_so() {
+async fn any_change_ends_as_if_it_had_always_been_so() {
     lives(seed() * LIVES_LONG).await;
 }
 

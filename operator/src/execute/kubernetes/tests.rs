@@ -92,7 +92,7 @@ pub(crate) async fn a_pod_is_deleted_by_its_uid_and_gone_is_fine() {
 }
 
 #[tokio::test]
-async fn a_status_is_not_written_over_a_change() {
+pub(crate) async fn a_status_is_not_written_over_a_change() {
     let (client, mut server) = fake();
     let cluster = cluster().with(|cluster| {
         cluster.metadata.resource_version = Some("41".to_owned());

@@ -105,7 +105,7 @@ fn everything(model: &mut Model) -> String {
 }
 
 #[test]
-pub(crate) fn every_field_has_an_effect_or_is_refused_and_none_is_left_when_it_is_unset() {
+fn every_field_has_an_effect_or_is_refused_and_none_is_left_when_it_is_unset() {
     let crd = serde_json::to_value(KvCluster::crd()).expect("JSON");
     let schema = &crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"];
     let mut fields = Vec::new();

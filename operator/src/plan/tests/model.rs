@@ -121,14 +121,14 @@ impl Model {
         panic!("the plan does not become empty: {:?}", self.kinds());
     }
 
-    /// Executes whole plans until there is nothing in them: quicker, where no step has an effect on another one of the same plan.
-    pub(super) fn run_all(&mut self) {
+    /// Executes whole plans until there is nothing in them, and gives the last one: quicker, where no step has an effect on another one of the same plan.
+    pub(super) fn run_all(&mut self) -> Plan {
         for _ in 0..PASSES_MAX {
-            let steps = self.plan().steps;
-            if steps.is_empty() {
-                return;
+            let plan = self.plan();
+            if plan.steps.is_empty() {
+                return plan;
             }
-            for step in &steps {
+            for step in &plan.steps {
                 self.execute(step);
             }
         }

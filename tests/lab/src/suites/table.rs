@@ -135,14 +135,15 @@ const LINT_SUITES: &[&str] = &[
     "warnings",
 ];
 const UNIT: &[&str] = &["cargo", "test", "--workspace", "--locked", "--no-fail-fast"];
-/// Deliberate mistakes, which the model, the simulations and the store's tests must catch; in a build of their own.
+/// Deliberate mistakes, which the model, the simulations, the store's tests and the operator's must catch; in a build of their own.
 const SEEDS: &[&str] = &[
     "cargo",
     "test",
     "--workspace",
     "--locked",
     "--features",
-    "kvcluster-sim/seeded-bugs",
+    "kvcluster-sim/seeded-bugs,kvcluster-operator/seeded-bugs",
+    "--lib",
     "--test",
     "model",
     "--test",
