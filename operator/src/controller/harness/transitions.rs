@@ -28,7 +28,9 @@ const HALF_WAY_MAX: usize = 25;
 const QUIET_PASSES: usize = 4;
 
 /// How lines of `status.plan` begin that tell what is on its way, and no step.
-const LATER: [&str; 4] = [
+const LATER: [&str; 6] = [
+    "replicas to move: ",
+    "and ",
     "move slot",
     "add a replica",
     "take the replica",
