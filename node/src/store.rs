@@ -20,6 +20,7 @@ mod flush;
 pub(crate) mod memory;
 mod migrate;
 pub mod overlay;
+mod owner;
 pub mod postgres;
 mod remove;
 mod restore;

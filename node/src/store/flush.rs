@@ -21,7 +21,8 @@ use tokio::time::Instant;
 
 use crate::store::StoreError;
 use crate::store::batch::Batch;
-use crate::store::postgres::{check_ownership, connect, limited, schema_error, unavailable};
+use crate::store::owner::check_ownership;
+use crate::store::postgres::{connect, limited, schema_error, unavailable};
 use crate::store::rows::slot_id;
 use crate::store::shared::Shared;
 use crate::store::{sql, write};

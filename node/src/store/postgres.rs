@@ -22,8 +22,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use crate::effect::{Applied, Loaded, Versioned};
 use crate::metrics::Metrics;
-use crate::seeded::{self, Bug};
 use crate::store::overlay::SlotOverlay;
+use crate::store::owner::check_ownership;
 use crate::store::rows::{position, slot_number, versioned};
 use crate::store::shared::Shared;
 use crate::store::{
@@ -45,8 +45,6 @@ const LOCK_TIMEOUT_MS: u32 = 5_000;
 const IDLE_TRANSACTION_TIMEOUT_MS: u32 = 60_000;
 /// PostgreSQL looks whether a silent client is still there after this, seconds, and then as often again.
 const KEEPALIVE_SECONDS: u32 = 15;
-/// PostgreSQL's code for a table that does not exist.
-const UNDEFINED_TABLE: &str = "42P01";
 /// Longest name of a PostgreSQL object, bytes.
 const IDENTIFIER_BYTES_MAX: usize = 63;
 
@@ -419,34 +417,6 @@ pub(super) async fn make_partition(tx: &mut PgConnection, slot: SlotId) -> Resul
         .await
         .map_err(unavailable)?;
     Ok(())
-}
-
-/// Locks the owner row for the rest of the transaction; [`StoreError::Fenced`] when it names another process.
-pub(super) async fn check_ownership(
-    tx: &mut PgConnection,
-    shared: &Shared,
-) -> Result<(), StoreError> {
-    let owner: Option<i64> = sqlx::query_scalar(sql::CHECK_OWNERSHIP)
-        .fetch_optional(tx)
-        .await
-        .map_err(|error| {
-            if is_undefined(&error) {
-                let schema = &shared.schema;
-                return schema_error(format!("the tables of {schema} are gone: {error}"));
-            }
-            unavailable(error)
-        })?;
-    if owner == Some(shared.incarnation.0.cast_signed()) || seeded::on(Bug::OwnerUnchecked) {
-        Ok(())
-    } else {
-        Err(StoreError::Fenced(shared.schema.clone()))
-    }
-}
-
-/// Whether PostgreSQL answers that there is no such table: no later attempt of this process could help.
-fn is_undefined(error: &sqlx::Error) -> bool {
-    let code = error.as_database_error().and_then(|error| error.code());
-    code.is_some_and(|code| code == UNDEFINED_TABLE)
 }
 
 pub(super) async fn connect(options: &PgConnectOptions) -> Result<PgConnection, StoreError> {

@@ -124,7 +124,7 @@ fn under_load(change: &Change, porcupine: &Porcupine) -> Result<()> {
     let (lab, kubectl) = empty_demo()?;
     let leaders = settled(&lab, &kubectl, None)?;
     let scene = Scene::new(kubectl, u32::try_from(leaders.len())?);
-    let before = scene.fill(ROWS)?;
+    let before = scene::fill(ROWS)?;
     let name = format!("change{:x}", now_seconds()?);
     let keys = election::keys_of_slots(&format!("{name}."), &leaders)?;
     let mut run = Run::new(name.clone(), vec![lab.service()?.to_owned()], keys);
@@ -159,7 +159,7 @@ fn under_load(change: &Change, porcupine: &Porcupine) -> Result<()> {
     for (key, value) in &before {
         ensure!(rows.get(key) == Some(value), "{key} is {:?}", rows.get(key));
     }
-    expect_everywhere(&scene.lab()?, &rows)?;
+    expect_everywhere(&scene::lab()?, &rows)?;
     let failed = verdict::failures(&events, 3);
     ensure!(
         !change.unnoticed || refused + unknown == 0,
@@ -181,7 +181,7 @@ fn load(run: &Run, make: impl FnOnce() -> Result<()>) -> Result<(Vec<Event>, Res
         let start = |seed| scope.spawn(move || run.work(seed));
         let clients: Vec<_> = (0..CLIENTS).map(|_| start(rng.u64(..))).collect();
         thread::sleep(AROUND);
-        let made = make();
+        let outcome = make();
         thread::sleep(AROUND);
         run.stop();
         let mut events = Vec::new();
@@ -189,6 +189,6 @@ fn load(run: &Run, make: impl FnOnce() -> Result<()>) -> Result<(Vec<Event>, Res
             events.append(&mut client.join().ok().context("a client panicked")??);
         }
         events.sort_by_key(|event| event.t_ns);
-        Ok((events, made))
+        Ok((events, outcome))
     })
 }

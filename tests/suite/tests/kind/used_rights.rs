@@ -65,11 +65,11 @@ fn granted(kubectl: &Kubectl) -> Result<BTreeSet<Right>> {
     let mut roles = kubectl.list(OPERATOR, "roles", label)?;
     roles.extend(kubectl.list(OPERATOR, "clusterroles", label)?);
     ensure!(roles.len() >= 2, "roles of the chart: {roles:?}");
-    let rules = roles
+    let all = roles
         .iter()
         .flat_map(|role| role["rules"].as_array().cloned().unwrap_or_default());
     let mut rights = BTreeSet::new();
-    for rule in rules {
+    for rule in all {
         for group in texts(&rule["apiGroups"])? {
             for resource in texts(&rule["resources"])? {
                 for verb in texts(&rule["verbs"])? {

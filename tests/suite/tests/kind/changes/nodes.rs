@@ -8,7 +8,7 @@ use kvcluster_suite::lab::{CLUSTER, NAMESPACE, SCHEMA_PREFIX};
 use kvcluster_suite::{check, election, poll};
 use serde_json::{Value, json};
 
-use super::scene::{CHANGE_LIMIT, Scene, say_moved};
+use super::scene::{self, CHANGE_LIMIT, Scene, lab, say_moved, sql};
 
 /// Nodes of the sample, and while there are more.
 const FEW: u64 = 3;
@@ -63,12 +63,12 @@ pub(super) fn replaced(scene: &Scene) -> Result<()> {
     scene
         .kubectl
         .patch(NAMESPACE, "kvcluster", CLUSTER, &mark)?;
-    let set = scene.lab()?.names().stateful_set(NodeId(victim));
+    let set = lab()?.names().stateful_set(NodeId(victim));
     scene
         .kubectl
         .gone(NAMESPACE, "statefulset", &set, CHANGE_LIMIT)?;
     scene.at_rest(FEW)?;
-    let ids = scene.ids()?;
+    let ids = scene::ids()?;
     ensure!(!ids.contains(&victim), "node {victim} is one of {ids:?}");
     say_moved(
         "replacement of a node",
@@ -80,13 +80,13 @@ pub(super) fn replaced(scene: &Scene) -> Result<()> {
 }
 
 pub(super) fn schema_dropped(scene: &Scene) -> Result<()> {
-    let victim = *scene.ids()?.first().context("the store has nodes")?;
-    let lab = scene.lab()?;
+    let victim = *scene::ids()?.first().context("the store has nodes")?;
+    let lab = lab()?;
     let schema = lab.names().schema(SCHEMA_PREFIX, NodeId(victim));
     let rows = check::scan(lab.service()?)?.len();
-    scene.sql(&format!("DROP SCHEMA \"{schema}\" CASCADE"))?;
+    sql(&format!("DROP SCHEMA \"{schema}\" CASCADE"))?;
     poll::until(CHANGE_LIMIT, "the rows to be in the schema again", || {
-        let count = scene.sql(&format!("SELECT count(*) FROM \"{schema}\".kv"))?;
+        let count = sql(&format!("SELECT count(*) FROM \"{schema}\".kv"))?;
         Ok((count.trim().parse::<usize>()? >= rows / 2).then_some(()))
     })?;
     scene.at_rest(FEW)
@@ -106,8 +106,8 @@ fn uids(scene: &Scene) -> Result<Vec<(Value, Value)>> {
 
 /// Nodes that went left nothing: no Secret, no schema, no role.
 fn nothing_left(scene: &Scene) -> Result<()> {
-    let names = scene.lab()?.names();
-    let ids = scene.ids()?.into_iter().map(NodeId);
+    let names = lab()?.names();
+    let ids = scene::ids()?.into_iter().map(NodeId);
     let schema = |node: NodeId| names.schema(SCHEMA_PREFIX, node);
     let (secrets, schemas): (BTreeSet<String>, BTreeSet<String>) = ids
         .map(|node| (names.node_secret(node), schema(node)))
@@ -128,7 +128,7 @@ fn nothing_left(scene: &Scene) -> Result<()> {
         });
         let there: BTreeSet<String> = there.collect();
         ensure!(there == secrets, "Secrets {there:?}, not {secrets:?}");
-        let there: BTreeSet<String> = scene.sql(&statement)?.lines().map(str::to_owned).collect();
+        let there: BTreeSet<String> = sql(&statement)?.lines().map(str::to_owned).collect();
         ensure!(
             there == schemas,
             "schemas and roles {there:?}, not {schemas:?}"

@@ -26,33 +26,45 @@ pub(super) struct Scene {
 /// The bytes of each replica, by node and slot.
 pub(super) type Replicas = BTreeMap<(u32, u32), u64>;
 
+/// The lab with the nodes that there are now.
+pub(super) fn lab() -> Result<Lab> {
+    Lab::demo()
+}
+
+/// Runs a statement as PostgreSQL's administrator.
+pub(super) fn sql(statement: &str) -> Result<String> {
+    check::query(lab()?.postgres()?, statement)
+}
+
+/// Writes rows that stay.
+pub(super) fn fill(rows: u32) -> Result<Rows> {
+    let row = |number| (format!("row-{number}"), format!("{number:064}"));
+    let rows: Vec<(String, String)> = (0..rows).map(row).collect();
+    let load = Load {
+        targets: vec![lab()?.service()?.to_owned()],
+        connections: 16,
+        row_limit: CHANGE_LIMIT,
+    };
+    let report = load.run(&rows, &Progress::default())?;
+    ensure!(report.errors().is_empty(), "{}", report.line());
+    Ok(rows.into_iter().collect())
+}
+
+/// Ids of the nodes.
+pub(super) fn ids() -> Result<Vec<u32>> {
+    let mut ids: Vec<u32> = lab()?.nodes.iter().map(|node| node.id).collect();
+    ids.sort_unstable();
+    Ok(ids)
+}
+
 impl Scene {
     pub(super) fn new(kubectl: Kubectl, slots: u32) -> Self {
         Self { kubectl, slots }
     }
 
-    /// The lab with the nodes that there are now.
-    pub(super) fn lab(&self) -> Result<Lab> {
-        Lab::demo()
-    }
-
     /// Slots, as a number to calculate with.
     pub(super) fn slots(&self) -> u32 {
         self.slots
-    }
-
-    /// Writes rows that stay.
-    pub(super) fn fill(&self, rows: u32) -> Result<Rows> {
-        let row = |number| (format!("row-{number}"), format!("{number:064}"));
-        let rows: Vec<(String, String)> = (0..rows).map(row).collect();
-        let load = Load {
-            targets: vec![self.lab()?.service()?.to_owned()],
-            connections: 16,
-            row_limit: CHANGE_LIMIT,
-        };
-        let report = load.run(&rows, &Progress::default())?;
-        ensure!(report.errors().is_empty(), "{}", report.line());
-        Ok(rows.into_iter().collect())
     }
 
     /// Merges a change into the spec.
@@ -97,7 +109,7 @@ impl Scene {
 
     /// What each node reports.
     pub(super) fn reports(&self) -> Result<Vec<NodeStatus>> {
-        let lab = self.lab()?;
+        let lab = lab()?;
         let nodes = lab
             .nodes
             .iter()
@@ -116,18 +128,6 @@ impl Scene {
             report.slots.iter().map(of_slot).collect::<Vec<_>>()
         };
         Ok(reports.iter().flat_map(of_node).collect())
-    }
-
-    /// Ids of the nodes.
-    pub(super) fn ids(&self) -> Result<Vec<u32>> {
-        let mut ids: Vec<u32> = self.lab()?.nodes.iter().map(|node| node.id).collect();
-        ids.sort_unstable();
-        Ok(ids)
-    }
-
-    /// Runs a statement as PostgreSQL's administrator.
-    pub(super) fn sql(&self, statement: &str) -> Result<String> {
-        check::query(self.lab()?.postgres()?, statement)
     }
 }
 

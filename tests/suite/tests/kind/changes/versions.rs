@@ -4,7 +4,7 @@ use anyhow::{Context, Result, ensure};
 use kvcluster_suite::poll;
 use serde_json::{Value, json};
 
-use super::scene::{CHANGE_LIMIT, Scene};
+use super::scene::{CHANGE_LIMIT, Scene, lab};
 
 /// Nodes of the sample.
 const NODES: u64 = 3;
@@ -72,7 +72,7 @@ fn to(scene: &Scene, wanted: &str) -> Result<()> {
 
 /// Gives the image its other name on each worker.
 fn name_new(scene: &Scene) -> Result<()> {
-    let lab = scene.lab()?;
+    let lab = lab()?;
     let nodes = scene
         .kubectl
         .list("default", "nodes", "!node-role.kubernetes.io/control-plane")?;

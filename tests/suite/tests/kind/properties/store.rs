@@ -249,11 +249,11 @@ fn forget_addresses(seen: &mut Value) {
 /// Where two looks differ.
 pub(super) fn differences(one: &Value, other: &Value) -> Vec<String> {
     let mut found = Vec::new();
-    compare(one, other, String::new(), &mut found);
+    compare(one, other, "", &mut found);
     found
 }
 
-fn compare(one: &Value, other: &Value, path: String, found: &mut Vec<String>) {
+fn compare(one: &Value, other: &Value, path: &str, found: &mut Vec<String>) {
     match (one, other) {
         (Value::Object(ones), Value::Object(others)) => {
             let names: BTreeSet<&String> = ones.keys().chain(others.keys()).collect();
@@ -261,14 +261,14 @@ fn compare(one: &Value, other: &Value, path: String, found: &mut Vec<String>) {
                 compare(
                     &one[name.as_str()],
                     &other[name.as_str()],
-                    format!("{path}/{name}"),
+                    &format!("{path}/{name}"),
                     found,
                 );
             }
         }
         (Value::Array(ones), Value::Array(others)) if ones.len() == others.len() => {
             for (index, (one, other)) in ones.iter().zip(others).enumerate() {
-                compare(one, other, format!("{path}/{index}"), found);
+                compare(one, other, &format!("{path}/{index}"), found);
             }
         }
         _ if one != other => found.push(format!("{path}: {one} and {other}")),
