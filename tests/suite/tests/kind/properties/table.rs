@@ -17,6 +17,8 @@ pub(super) enum Good {
     Taken(Value),
     /// It changes what the operator does, and nothing that it made.
     Inside(Value),
+    /// The same, and a store that is made so is not made: it waits.
+    Held(Value),
     /// There is none: it cannot be changed, or one broker leaves no choice.
     Fixed,
 }
@@ -31,7 +33,7 @@ pub(super) enum Bad {
 }
 
 use Bad::{Refused, Stops};
-use Good::{Fixed, Inside, Taken};
+use Good::{Fixed, Held, Inside, Taken};
 
 pub(super) fn table() -> Vec<Property> {
     [of_the_store(), of_services(), of_nodes(), of_changes()].concat()
@@ -186,7 +188,7 @@ fn of_changes() -> Vec<Property> {
     vec![
         property(
             "paused",
-            Inside(json!(true)),
+            Held(json!(true)),
             Refused(json!("perhaps"), "spec.paused"),
         ),
         property(
@@ -201,7 +203,7 @@ fn of_changes() -> Vec<Property> {
         ),
         property(
             "rebalance.mode",
-            Inside(json!("Plan")),
+            Held(json!("Plan")),
             Refused(json!("Never"), "rebalance.mode"),
         ),
         property(
