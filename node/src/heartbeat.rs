@@ -6,12 +6,15 @@
 //! Only hints come from here. A node trusts the silence of others only while its own heartbeats come back: else it is the
 //! one that is cut off. After a time without its own it gives everybody a whole suspicion time again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use kvcluster_crds::{Incarnation, LogId, NodeId, Offset, SlotId};
 use serde::{Deserialize, Serialize};
 
 use crate::slot::lease::MS;
+
+/// So much of what each node said of how far slots were acknowledged is kept: about a second of heartbeats.
+const SAID_KEPT: usize = 8;
 
 /// What a node says of itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -149,6 +152,9 @@ pub struct Peers {
 struct Heard {
     at_ns: u64,
     heartbeat: Heartbeat,
+    /// What it said lately of how far slots were acknowledged, the newest first: it stays true when the node is not sure for a
+    /// moment whether it still leads.
+    said: VecDeque<Acknowledged>,
 }
 
 impl Peers {
@@ -179,13 +185,18 @@ impl Peers {
             }
             return;
         }
-        self.heard.insert(
-            heartbeat.node,
-            Heard {
-                at_ns: now_ns,
-                heartbeat,
-            },
-        );
+        let before = self.heard.remove(&heartbeat.node);
+        let mut said = before.map_or_else(VecDeque::new, |heard| heard.said);
+        if let Some(newest) = &heartbeat.acknowledged {
+            said.truncate(SAID_KEPT - 1);
+            said.push_front(newest.clone());
+        }
+        let heard = Heard {
+            at_ns: now_ns,
+            heartbeat,
+            said,
+        };
+        self.heard.insert(heard.heartbeat.node, heard);
     }
 
     /// Whether the own heartbeats come back: the newest that did was sent within the suspicion time.
@@ -222,14 +233,13 @@ impl Peers {
             .is_some_and(|heard| heard.heartbeat.serves.contains(slot))
     }
 
-    /// The newest that another node said of how far `slot` was acknowledged, if it holds for `since_ms` of the wall clock or later:
-    /// the next offset.
+    /// The least that a replica of `slot` must have applied to lack nothing that was acknowledged before `since_ms` of the wall
+    /// clock, by what other nodes said: the next offset. What was said before the newest will do as long as it is fresh enough, so a
+    /// replica that is a moment behind need not wait.
     pub fn acknowledged(&self, slot: SlotId, since_ms: u64) -> Option<Offset> {
-        let said = self.heard.values();
-        let said = said.filter_map(|heard| heard.heartbeat.acknowledged.as_ref());
+        let said = self.heard.values().flat_map(|heard| &heard.said);
         let fresh = said.filter(|said| said.wall_ms >= since_ms);
-        let of_slot = fresh.filter_map(|said| Some((said.wall_ms, said.next(slot)?)));
-        of_slot.max().map(|(_, next)| next)
+        fresh.filter_map(|said| said.next(slot)).min()
     }
 
     /// A node, not this one, that serves `slot` by what it said last, and is not suspected.
@@ -310,7 +320,7 @@ mod tests {
     }
 
     #[test]
-    fn the_newest_that_is_fresh_enough_counts() {
+    fn what_is_fresh_enough_counts() {
         let mut peers = peers();
         let said = |node, wall_ms, next| Heartbeat {
             acknowledged: Acknowledged::new([(SlotId(5), wall_ms, Offset(next))]),
@@ -322,8 +332,25 @@ mod tests {
         assert_eq!(peers.acknowledged(SlotId(5), 1_200), Some(Offset(8)));
         assert_eq!(peers.acknowledged(SlotId(5), 1_201), None);
         assert_eq!(peers.acknowledged(SlotId(4), 900), None);
-        // It does not lead any more, or is not sure of it.
+        // A replica that has what was said first need not wait for what was said since.
+        peers.observe(SECOND, said(1, 1_300, 30));
+        assert_eq!(peers.acknowledged(SlotId(5), 1_000), Some(Offset(8)));
+        assert_eq!(peers.acknowledged(SlotId(5), 1_201), Some(Offset(30)));
+        // It does not lead any more, or is not sure of it: what it said is true all the same.
         peers.observe(SECOND, from(2, 7, 0));
+        assert_eq!(peers.acknowledged(SlotId(5), 900), Some(Offset(8)));
+        // Who says less of it says more of others; what was said long ago is forgotten.
+        for beat in 0..SAID_KEPT {
+            assert_eq!(peers.acknowledged(SlotId(5), 900), Some(Offset(8)));
+            let other = Acknowledged::new([(SlotId(6), 1_300 + beat as u64, Offset(1))]);
+            peers.observe(
+                SECOND,
+                Heartbeat {
+                    acknowledged: other,
+                    ..from(2, 7, 0)
+                },
+            );
+        }
         assert_eq!(peers.acknowledged(SlotId(5), 900), Some(Offset(10)));
     }
 

@@ -207,8 +207,8 @@ fn pods_are_restricted() -> Result<()> {
         }
     }
     assert_eq!(
-        seen, 8,
-        "two operators, and Kafka and PostgreSQL three times"
+        seen, 10,
+        "two operators, and Kafka and PostgreSQL four times"
     );
     Ok(())
 }
@@ -235,13 +235,13 @@ fn rights(object: &Value) -> BTreeSet<String> {
 fn expected_rights() -> BTreeSet<String> {
     let table = [
         ("kvcluster.dev/kvclusters", "get list watch patch"),
-        ("kvcluster.dev/kvclusters/status", "get patch"),
+        ("kvcluster.dev/kvclusters/status", "patch"),
         ("kvcluster.dev/kvclusters/finalizers", "update"),
         ("apps/statefulsets", "get list watch create patch delete"),
         ("/services", "get list watch create patch"),
         ("policy/poddisruptionbudgets", "get list watch create patch"),
         ("/secrets", "get create patch delete"),
-        ("/pods", "get list watch delete"),
+        ("/pods", "list watch delete"),
         ("events.k8s.io/events", "create patch"),
     ];
     let rights = table

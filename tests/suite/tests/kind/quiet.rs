@@ -5,10 +5,12 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use kvcluster_suite::check;
+use kvcluster_suite::kube::Kubectl;
 use kvcluster_suite::lab::Lab;
+use kvcluster_suite::poll;
 
 use crate::audit;
-use crate::support::{demo, settled};
+use crate::support::{SETTLE_LIMIT, demo, settled};
 
 /// How long nothing may happen.
 const QUIET: Duration = Duration::from_mins(1);
@@ -30,6 +32,7 @@ struct Written {
 #[test]
 fn nothing_is_written_when_there_is_nothing_to_do() -> Result<()> {
     let (lab, kubectl) = demo()?;
+    alone(&kubectl)?;
     settled(&lab, &kubectl, None)?;
     check::expect_schemas(&lab, &check::scan(lab.service()?)?)?;
     let before = written(&lab)?;
@@ -67,6 +70,19 @@ fn nothing_is_written_when_there_is_nothing_to_do() -> Result<()> {
         alive.len()
     );
     Ok(())
+}
+
+/// Waits until the namespaces of other tests are gone, and with them the stores whose deletion goes on.
+fn alone(kubectl: &Kubectl) -> Result<()> {
+    poll::until(SETTLE_LIMIT, "the end of what other tests made", || {
+        let names = kubectl.run(&["get", "namespaces", "-o", "name"])?;
+        let others: Vec<&str> = names
+            .lines()
+            .filter(|name| name.contains("/suite-"))
+            .collect();
+        ensure!(others.is_empty(), "{others:?} are there");
+        Ok(Some(()))
+    })
 }
 
 fn written(lab: &Lab) -> Result<Written> {
