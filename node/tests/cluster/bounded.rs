@@ -73,6 +73,11 @@ fn reads_are_as_fresh_as_they_say_and_seldom_the_leaders_business() {
         scope.spawn(move || write(shared, others[0], acknowledged, stop));
         cluster.wait_until(PATIENCE, || written() > 50);
         let forwards = || cluster.forwards(others[1]);
+        // Until it has heard its leader's first word, which comes with a heartbeat, a replica cannot know.
+        cluster.wait_until(PATIENCE, || {
+            let before = forwards();
+            read(&cluster, others[1], WITHIN_LONG, acknowledged) && forwards() == before
+        });
         let before = forwards();
         let answered = (0..READS).filter(|_| read(&cluster, others[1], WITHIN_LONG, acknowledged));
         assert_eq!(answered.count(), READS);

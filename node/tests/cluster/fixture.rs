@@ -7,7 +7,7 @@ use std::net::{TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -25,6 +25,9 @@ use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
 const KAFKA: &str = "KVCLUSTER_TEST_KAFKA";
 const POSTGRES: &str = "KVCLUSTER_TEST_POSTGRES_URL";
+/// Ports for nodes, below those that Linux gives to outgoing connections.
+const PORT_FIRST: u16 = 20_000;
+const PORTS: u32 = 9_000;
 const LOOK: Duration = Duration::from_millis(10);
 const HTTP_TIMEOUT: Duration = Duration::from_secs(15);
 static CLUSTERS: AtomicU32 = AtomicU32::new(0);
@@ -674,9 +677,18 @@ fn read_answer(stream: TcpStream) -> std::io::Result<Answer> {
     }
 }
 
+/// A port that nobody listens on, and that this process was never given before. Not one that the system gives to outgoing
+/// connections: between now and the node's start some client would get it.
 fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    listener.local_addr().expect("an address").port()
+    static GIVEN: AtomicU16 = AtomicU16::new(0);
+    let begin = u16::try_from(std::process::id() % PORTS).expect("few");
+    let ports = u16::try_from(PORTS).expect("few");
+    let mut candidates = (0..ports).map(|_| {
+        let next = GIVEN.fetch_add(1, Ordering::Relaxed);
+        PORT_FIRST + (begin + next) % ports
+    });
+    let free = candidates.find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok());
+    free.expect("a free port")
 }
 
 fn node_id(node: usize) -> NodeId {
